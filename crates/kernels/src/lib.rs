@@ -1,0 +1,1 @@
+//! Pure functions on slices, one implementation per instruction set.

@@ -1,0 +1,2 @@
+//! The Strata binary.
+fn main() {}
