@@ -1,1 +1,36 @@
-//! Pure functions on slices, one implementation per instruction set.
+//! Pure functions on slices: the arithmetic of a language model, one implementation per instruction set.
+//!
+//! Every function takes an [`Isa`] value, which proves that the CPU has the instructions, and works on one
+//! thread; splitting work among threads is the business of the crate above. Matrices are row-major slices
+//! with explicit strides ([`MatrixRef`], [`MatrixMut`]). Elements are `f32` or `bf16` ([`Element`]); sums,
+//! statistics and exponentials are always computed in `f32`.
+//!
+//! Each `name_forward` has a `name_backward` beside it, and each is tested against a float64 reference on
+//! odd shapes for every instruction set that the machine has.
+
+#[macro_use]
+mod multiversion;
+
+pub mod attention;
+pub mod cross_entropy;
+pub mod element;
+pub mod embedding;
+pub mod grid;
+pub mod isa;
+pub mod math;
+pub mod matmul;
+pub mod matrix;
+pub mod norm;
+pub mod optimizer;
+pub mod rotary;
+pub mod swiglu;
+
+#[cfg(test)]
+pub(crate) mod reference;
+
+pub use element::Element;
+pub use grid::BlockMut;
+pub use half::bf16;
+pub use isa::{Isa, Level};
+pub use matmul::{Store, matmul};
+pub use matrix::{MatrixMut, MatrixRef};
