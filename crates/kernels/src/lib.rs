@@ -20,6 +20,7 @@ pub mod isa;
 pub mod math;
 pub mod matmul;
 pub mod matrix;
+pub mod matvec;
 pub mod norm;
 pub mod optimizer;
 pub mod rotary;

@@ -39,6 +39,20 @@ impl<'a, T> MatrixRef<'a, T> {
         }
     }
 
+    /// The rows of a range, without moving anything.
+    ///
+    /// # Panics
+    /// Where the range leaves the matrix.
+    pub fn row_range(self, range: std::ops::Range<usize>) -> Self {
+        assert!(
+            range.start <= range.end && range.end <= self.rows,
+            "matrix: rows {range:?} of {}",
+            self.rows
+        );
+        let data = &self.data[(range.start * self.row_stride).min(self.data.len())..];
+        MatrixRef { data, rows: range.len(), ..self }
+    }
+
     /// Number of rows.
     pub fn rows(&self) -> usize {
         self.rows

@@ -1,0 +1,91 @@
+//! The processor: an instruction set and a fixed number of threads.
+
+use rayon::prelude::*;
+use std::ops::Range;
+use std::sync::Arc;
+use strata_kernels::Isa;
+
+/// The CPU device. Cheap to clone; clones share one pool of threads.
+#[derive(Clone, Debug)]
+pub struct Cpu {
+    isa: Isa,
+    pool: Arc<rayon::ThreadPool>,
+}
+
+impl Cpu {
+    /// A device of `threads` threads (at least one) that uses `isa`.
+    ///
+    /// # Errors
+    /// Where the operating system refuses the threads.
+    pub fn new(isa: Isa, threads: usize) -> std::io::Result<Cpu> {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads.max(1))
+            .thread_name(|i| format!("strata-{i}"))
+            .build()
+            .map_err(std::io::Error::other)?;
+        Ok(Cpu { isa, pool: Arc::new(pool) })
+    }
+
+    /// The instruction set.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// The number of threads.
+    pub fn threads(&self) -> usize {
+        self.pool.current_num_threads()
+    }
+
+    /// Runs `work` on every item, the items shared out among the threads; returns when all are done.
+    /// What an item computes must not depend on the thread, so results are repeatable bit for bit.
+    pub fn for_each<T: Send>(&self, items: Vec<T>, work: impl Fn(T) + Sync + Send) {
+        match items.len() {
+            1 => items.into_iter().for_each(work),
+            _ => self.pool.install(|| items.into_par_iter().with_max_len(1).for_each(work)),
+        }
+    }
+
+    /// Like [`Cpu::for_each`], collecting one result per item in the items' order.
+    pub fn map<T: Send, R: Send>(&self, items: Vec<T>, work: impl Fn(T) -> R + Sync + Send) -> Vec<R> {
+        self.pool.install(|| items.into_par_iter().with_max_len(1).map(work).collect())
+    }
+
+    /// Cuts `0..n` into at most one range per thread, each but the last a multiple of `grain`.
+    pub fn ranges(&self, n: usize, grain: usize) -> Vec<Range<usize>> {
+        let share = n.div_ceil(self.threads()).next_multiple_of(grain).max(1);
+        (0..n).step_by(share).map(|start| start..n.min(start + share)).collect()
+    }
+}
+
+/// Cuts a row-major buffer at the row ranges: one writable piece per range.
+pub(crate) fn rows_mut<'a, T>(
+    mut data: &'a mut [T],
+    width: usize,
+    ranges: &[Range<usize>],
+) -> Vec<&'a mut [T]> {
+    let mut pieces = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        let (piece, rest) = data.split_at_mut(range.len() * width);
+        pieces.push(piece);
+        data = rest;
+    }
+    pieces
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_cover_everything_once_for_any_thread_count() {
+        for threads in 1..5 {
+            let cpu = Cpu::new(Isa::best(), threads).unwrap();
+            assert_eq!(cpu.threads(), threads);
+            for n in 0..50 {
+                let ranges = cpu.ranges(n, 4);
+                assert!(ranges.len() <= threads);
+                assert_eq!(ranges.into_iter().flatten().collect::<Vec<_>>(), (0..n).collect::<Vec<_>>());
+            }
+        }
+    }
+}

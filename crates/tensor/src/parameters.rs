@@ -1,0 +1,196 @@
+//! Parameters in one flat buffer, their gradients in another.
+
+use crate::buffers::Buffers;
+use crate::cpu::Cpu;
+use std::ops::Range;
+use strata_kernels::{Element, bf16, element};
+
+/// Names one parameter of a [`Layout`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ParameterId(usize);
+
+#[derive(Clone, Debug)]
+struct Entry {
+    rows: usize,
+    columns: usize,
+    decay: bool,
+    start: usize,
+}
+
+/// Shapes and places of parameters in a flat buffer.
+#[derive(Clone, Debug, Default)]
+pub struct Layout {
+    entries: Vec<Entry>,
+    length: usize,
+}
+
+impl Layout {
+    /// A layout without parameters.
+    pub fn new() -> Layout {
+        Layout::default()
+    }
+
+    /// Adds a weight matrix (rows, columns); weight decay applies to it.
+    pub fn matrix(&mut self, rows: usize, columns: usize) -> ParameterId {
+        self.push(rows, columns, true)
+    }
+
+    /// Adds a vector, such as the gain of a norm; weight decay does not apply to it.
+    pub fn vector(&mut self, length: usize) -> ParameterId {
+        self.push(1, length, false)
+    }
+
+    fn push(&mut self, rows: usize, columns: usize, decay: bool) -> ParameterId {
+        self.entries.push(Entry { rows, columns, decay, start: self.length });
+        self.length += rows * columns;
+        ParameterId(self.entries.len() - 1)
+    }
+
+    /// Number of elements of all parameters.
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Whether there are no parameters.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Shape (rows, columns) of a parameter; a vector has one row.
+    pub fn shape(&self, id: ParameterId) -> (usize, usize) {
+        let entry = &self.entries[id.0];
+        (entry.rows, entry.columns)
+    }
+
+    /// Place of a parameter in the flat buffer.
+    pub fn range(&self, id: ParameterId) -> Range<usize> {
+        let entry = &self.entries[id.0];
+        entry.start..entry.start + entry.rows * entry.columns
+    }
+
+    /// Place of every parameter, and whether weight decay applies to it.
+    pub(crate) fn decayed(&self) -> impl Iterator<Item = (Range<usize>, bool)> + '_ {
+        self.entries.iter().map(|e| (e.start..e.start + e.rows * e.columns, e.decay))
+    }
+}
+
+/// The values of all parameters: f32 masters and, where training runs in bf16, a bf16 copy.
+#[derive(Clone, Debug)]
+pub struct Parameters {
+    layout: Layout,
+    values: Vec<f32>,
+    half: Vec<bf16>,
+}
+
+impl Parameters {
+    /// Zeros of the given layout.
+    pub fn zeros(layout: Layout) -> Parameters {
+        let values = vec![0.0; layout.len()];
+        Parameters { layout, values, half: Vec::new() }
+    }
+
+    /// Shapes and places.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The f32 values of one parameter.
+    pub fn get(&self, id: ParameterId) -> &[f32] {
+        &self.values[self.layout.range(id)]
+    }
+
+    /// The f32 values of one parameter, to be changed. Drops the bf16 copy.
+    pub fn get_mut(&mut self, id: ParameterId) -> &mut [f32] {
+        self.half.clear();
+        &mut self.values[self.layout.range(id)]
+    }
+
+    /// All values, flat.
+    pub fn values(&self) -> &[f32] {
+        &self.values
+    }
+
+    /// All values, flat, to be changed. Drops the bf16 copy.
+    pub fn values_mut(&mut self) -> &mut [f32] {
+        self.half.clear();
+        &mut self.values
+    }
+
+    /// Masters and, where it exists, their bf16 copy.
+    pub(crate) fn parts_mut(&mut self) -> (&Layout, &mut [f32], &mut [bf16]) {
+        (&self.layout, &mut self.values, &mut self.half)
+    }
+
+    /// Makes sure that the bf16 copy exists; the optimiser keeps it fresh from then on.
+    pub fn ensure_half(&mut self, cpu: &Cpu) {
+        if self.half.len() != self.values.len() {
+            self.half.resize(self.values.len(), bf16::ZERO);
+            let chunk = self.values.len().div_ceil(cpu.threads()).max(1);
+            let items: Vec<_> = self.values.chunks(chunk).zip(self.half.chunks_mut(chunk)).collect();
+            cpu.for_each(items, |(from, to)| element::convert(cpu.isa(), from, to));
+        }
+    }
+}
+
+/// Gradients of all parameters, accumulated until the optimiser clears them.
+#[derive(Clone, Debug)]
+pub struct Gradients {
+    values: Vec<f32>,
+}
+
+impl Gradients {
+    /// Zeros of the given layout.
+    pub fn zeros(layout: &Layout) -> Gradients {
+        Gradients { values: vec![0.0; layout.len()] }
+    }
+
+    /// All gradients, flat.
+    pub fn values(&self) -> &[f32] {
+        &self.values
+    }
+
+    /// All gradients, flat, to be changed.
+    pub fn values_mut(&mut self) -> &mut [f32] {
+        &mut self.values
+    }
+
+    /// Sets every gradient to zero.
+    pub fn clear(&mut self) {
+        self.values.fill(0.0);
+    }
+
+    /// Euclidean norm of all gradients together.
+    pub fn norm(&self, cpu: &Cpu) -> f64 {
+        // Fixed chunks, so that the sum does not depend on the number of threads.
+        let chunks: Vec<&[f32]> = self.values.chunks(1 << 16).collect();
+        cpu.map(chunks, |c| strata_kernels::math::sum_of_squares(cpu.isa(), c)).iter().sum::<f64>().sqrt()
+    }
+}
+
+/// An element type for activations: knows where its weights and its free buffers are.
+pub trait Activation: Element {
+    /// The weights of a parameter in this type.
+    fn weights(parameters: &Parameters, id: ParameterId) -> &[Self];
+    /// The free buffers of this type.
+    fn free(buffers: &mut Buffers) -> &mut Vec<Vec<Self>>;
+}
+
+impl Activation for f32 {
+    fn weights(parameters: &Parameters, id: ParameterId) -> &[f32] {
+        parameters.get(id)
+    }
+    fn free(buffers: &mut Buffers) -> &mut Vec<Vec<f32>> {
+        buffers.f32_list()
+    }
+}
+
+impl Activation for bf16 {
+    /// # Panics
+    /// Where [`Parameters::ensure_half`] was not called.
+    fn weights(parameters: &Parameters, id: ParameterId) -> &[bf16] {
+        &parameters.half[parameters.layout.range(id)]
+    }
+    fn free(buffers: &mut Buffers) -> &mut Vec<Vec<bf16>> {
+        buffers.bf16_list()
+    }
+}
