@@ -36,11 +36,21 @@ pub fn read_weights(
     folder: &Path,
     expected: &[(String, Vec<usize>)],
 ) -> Result<Vec<NamedTensor>, ModelError> {
-    let files = weight_files(folder)?;
+    read_tensors(&weight_files(folder)?, expected)
+}
+
+/// Reads the tensors that `expected` names from safetensors `files`, as [`read_weights`] does.
+///
+/// # Errors
+/// As [`read_weights`].
+pub fn read_tensors(
+    files: &[PathBuf],
+    expected: &[(String, Vec<usize>)],
+) -> Result<Vec<NamedTensor>, ModelError> {
     let mut found: HashMap<String, NamedTensor> = HashMap::new();
     let shapes: HashMap<&str, &[usize]> =
         expected.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())).collect();
-    for path in &files {
+    for path in files {
         let bytes = map_file(path)?;
         let tensors = SafeTensors::deserialize(&bytes)
             .map_err(|error| ModelError::WeightsFile { path: path.clone(), reason: error.to_string() })?;
@@ -70,8 +80,13 @@ pub fn read_weights(
             );
         }
     }
+    // With several shards none of them is to blame alone: the last one's folder is named.
+    let searched = match files {
+        [one] => one.as_path(),
+        many => many.last().and_then(|path| path.parent()).unwrap_or(Path::new("")),
+    };
     let absent = |name: &str, shape: &[usize]| ModelError::TensorAbsent {
-        path: files.first().filter(|_| files.len() == 1).cloned().unwrap_or(folder.to_path_buf()),
+        path: searched.to_path_buf(),
         tensor: name.to_string(),
         expected: shape.to_vec(),
     };
