@@ -1,1 +1,18 @@
-//! Work in progress.
+//! Models: their configuration, their weights, and the Hugging Face folders they live in.
+//!
+//! A Strata model on disk *is* a Hugging Face folder; nothing has to be exported. This crate reads and
+//! writes the parts that belong to the model (`config.json`, `model.safetensors`,
+//! `generation_config.json`, `lineage.json`) and knows where models and runs live ([`Home`]).
+
+pub mod config;
+pub mod error;
+pub mod folder;
+pub mod home;
+pub mod lineage;
+pub mod weights;
+
+pub use config::{Config, Llama3Scaling};
+pub use error::ModelError;
+pub use home::Home;
+pub use lineage::{DataFile, Lineage, Parent};
+pub use weights::{NamedTensor, read_weights, write_weights};

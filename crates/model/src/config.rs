@@ -1,0 +1,487 @@
+//! `config.json` of a Llama-shaped decoder, in the spellings of transformers 4 and 5.
+
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use crate::ModelError;
+
+/// The shape of a Llama-shaped decoder: everything needed to compute it but the weights.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Rows of the token embedding.
+    pub vocab_size: usize,
+    /// Width of the residual stream (`hidden_size`).
+    pub width: usize,
+    /// Number of blocks (`num_hidden_layers`).
+    pub layers: usize,
+    /// Query heads per block (`num_attention_heads`).
+    pub heads: usize,
+    /// Key and value heads per block; `heads` is a multiple of it (`num_key_value_heads`).
+    pub kv_heads: usize,
+    /// Width of one head; even, because rotary embedding turns pairs (`head_dim`).
+    pub head_dim: usize,
+    /// Width of the SwiGLU inner layer (`intermediate_size`).
+    pub ffn: usize,
+    /// Longest sequence in tokens (`max_position_embeddings`).
+    pub max_positions: usize,
+    /// Added to the mean square in RMS normalisation (`rms_norm_eps`).
+    pub norm_epsilon: f32,
+    /// Base of the rotary frequencies (`rope_theta`).
+    pub rope_theta: f64,
+    /// Llama 3's stretching of the rotary frequencies; `None` is the plain rotary embedding.
+    pub rope_scaling: Option<Llama3Scaling>,
+    /// Whether the output head is the token embedding (`tie_word_embeddings`).
+    pub tied: bool,
+    /// Token that begins a document, if the model has one.
+    pub bos: Option<u32>,
+    /// Tokens that end a document or a turn; may be empty.
+    pub eos: Vec<u32>,
+}
+
+/// Llama 3's rotary scaling: low frequencies are divided by `factor`, high ones kept, and those
+/// between blended (`rope_type` "llama3" of transformers, `modeling_rope_utils.py`).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Llama3Scaling {
+    /// Divides the frequencies of long wavelengths.
+    pub factor: f64,
+    /// Wavelengths above `original_max_positions / low_freq_factor` are divided by `factor`.
+    pub low_freq_factor: f64,
+    /// Wavelengths below `original_max_positions / high_freq_factor` are kept.
+    pub high_freq_factor: f64,
+    /// Longest sequence before the stretching.
+    pub original_max_positions: usize,
+}
+
+/// No dimension of a model that fits a machine is larger; keeps every product far from overflow.
+const LARGEST_DIMENSION: usize = 1 << 24;
+
+impl Config {
+    /// Reads and checks `config.json` in `folder`.
+    ///
+    /// # Errors
+    /// The file is absent or not JSON, or a field asks for something that is not computed here.
+    pub fn load(folder: &Path) -> Result<Config, ModelError> {
+        let path = folder.join("config.json");
+        let text = std::fs::read_to_string(&path).map_err(ModelError::io("read", &path))?;
+        Config::parse(&text, &path)
+    }
+
+    /// Parses the text of a `config.json`; `path` is named in errors. Fields that are left out have the
+    /// defaults of `LlamaConfig`, as transformers 4 leaves out what equals them.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn parse(text: &str, path: &Path) -> Result<Config, ModelError> {
+        let map: Map<String, Value> = serde_json::from_str(text).map_err(ModelError::json(path))?;
+        let root = Fields { path, prefix: "", map: &map };
+        root.check_architecture()?;
+        for field in ["attention_bias", "mlp_bias"] {
+            if root.boolean(field, false)? {
+                return Err(root.wrong(field, "false (biases are not computed)", &map[field]));
+            }
+        }
+        if let Some(activation) = root.present("hidden_act")
+            && activation != "silu"
+        {
+            return Err(root.wrong("hidden_act", "\"silu\"", activation));
+        }
+        let width = root.size("hidden_size", Some(4096))?;
+        let heads = root.size("num_attention_heads", Some(32))?;
+        let (rope_theta, rope_scaling) = root.rope()?;
+        let config = Config {
+            vocab_size: root.size("vocab_size", Some(32000))?,
+            width,
+            layers: root.size("num_hidden_layers", Some(32))?,
+            heads,
+            kv_heads: root.size("num_key_value_heads", Some(heads))?,
+            head_dim: root.size("head_dim", Some(width / heads.max(1)))?,
+            ffn: root.size("intermediate_size", Some(11008))?,
+            max_positions: root.size("max_position_embeddings", Some(2048))?,
+            norm_epsilon: root.number("rms_norm_eps", Some(1e-6))? as f32,
+            rope_theta,
+            rope_scaling,
+            tied: root.boolean("tie_word_embeddings", false)?,
+            bos: root.tokens("bos_token_id", 1)?.first().copied(),
+            eos: root.tokens("eos_token_id", 2)?,
+        };
+        config.check(path)?;
+        Ok(config)
+    }
+
+    /// Checks that the numbers fit together; `path` is named in errors.
+    ///
+    /// # Errors
+    /// [`ModelError::Field`] naming the first field that does not fit.
+    pub fn check(&self, path: &Path) -> Result<(), ModelError> {
+        let field = |field: &str, expected: String, found: String| {
+            Err(ModelError::Field { path: path.to_path_buf(), field: field.to_string(), expected, found })
+        };
+        for (name, value) in [
+            ("vocab_size", self.vocab_size),
+            ("hidden_size", self.width),
+            ("num_hidden_layers", self.layers),
+            ("num_attention_heads", self.heads),
+            ("num_key_value_heads", self.kv_heads),
+            ("head_dim", self.head_dim),
+            ("intermediate_size", self.ffn),
+            ("max_position_embeddings", self.max_positions),
+        ] {
+            if value == 0 || value > LARGEST_DIMENSION {
+                return field(name, format!("a number from 1 to {LARGEST_DIMENSION}"), value.to_string());
+            }
+        }
+        if !self.heads.is_multiple_of(self.kv_heads) {
+            let expected = format!("a divisor of num_attention_heads = {}", self.heads);
+            return field("num_key_value_heads", expected, self.kv_heads.to_string());
+        }
+        if !self.head_dim.is_multiple_of(2) {
+            return field("head_dim", "an even number".into(), self.head_dim.to_string());
+        }
+        if !(self.norm_epsilon > 0.0 && self.norm_epsilon < 1.0) {
+            return field("rms_norm_eps", "a number between 0 and 1".into(), self.norm_epsilon.to_string());
+        }
+        if !(self.rope_theta > 1.0 && self.rope_theta.is_finite()) {
+            return field("rope_theta", "a number above 1".into(), self.rope_theta.to_string());
+        }
+        if let Some(scaling) = self.rope_scaling {
+            if !(scaling.factor >= 1.0 && scaling.factor.is_finite()) {
+                return field("rope_parameters.factor", "1 or more".into(), scaling.factor.to_string());
+            }
+            let (low, high) = (scaling.low_freq_factor, scaling.high_freq_factor);
+            if !(low > 0.0 && high > low && high.is_finite()) {
+                let expected = format!("a number above low_freq_factor = {low}");
+                return field("rope_parameters.high_freq_factor", expected, high.to_string());
+            }
+        }
+        let bos = self.bos.iter().map(|id| ("bos_token_id", id));
+        for (name, id) in bos.chain(self.eos.iter().map(|id| ("eos_token_id", id))) {
+            if *id as usize >= self.vocab_size {
+                return field(
+                    name,
+                    format!("a token below vocab_size = {}", self.vocab_size),
+                    id.to_string(),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Hugging Face names and shapes (rows = outputs) of all weights, in the order of the computation.
+    /// A tied head has no tensor of its own.
+    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        let (width, ffn) = (self.width, self.ffn);
+        let (query, key) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        let mut tensors = vec![("model.embed_tokens.weight".to_string(), vec![self.vocab_size, width])];
+        for layer in 0..self.layers {
+            let mut add = |name: &str, shape: Vec<usize>| {
+                tensors.push((format!("model.layers.{layer}.{name}.weight"), shape));
+            };
+            add("input_layernorm", vec![width]);
+            add("self_attn.q_proj", vec![query, width]);
+            add("self_attn.k_proj", vec![key, width]);
+            add("self_attn.v_proj", vec![key, width]);
+            add("self_attn.o_proj", vec![width, query]);
+            add("post_attention_layernorm", vec![width]);
+            add("mlp.gate_proj", vec![ffn, width]);
+            add("mlp.up_proj", vec![ffn, width]);
+            add("mlp.down_proj", vec![width, ffn]);
+        }
+        tensors.push(("model.norm.weight".to_string(), vec![width]));
+        if !self.tied {
+            tensors.push(("lm_head.weight".to_string(), vec![self.vocab_size, width]));
+        }
+        tensors
+    }
+
+    /// Number of trainable numbers; a tied head counts once.
+    pub fn parameter_count(&self) -> usize {
+        self.tensors().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
+    }
+
+    /// The `config.json` that transformers 4 and 5 both open: each reads the spelling it knows
+    /// (`rope_theta`, `rope_scaling`, `torch_dtype` or `rope_parameters`, `dtype`) and ignores the other.
+    pub fn to_json(&self) -> Value {
+        let mut rope = Map::new();
+        let scaling = self.rope_scaling.map(|scaling| {
+            json!({
+                "rope_type": "llama3",
+                "factor": scaling.factor,
+                "low_freq_factor": scaling.low_freq_factor,
+                "high_freq_factor": scaling.high_freq_factor,
+                "original_max_position_embeddings": scaling.original_max_positions,
+            })
+        });
+        match &scaling {
+            Some(Value::Object(scaling)) => rope.extend(scaling.clone()),
+            _ => drop(rope.insert("rope_type".into(), "default".into())),
+        }
+        rope.insert("rope_theta".into(), self.rope_theta.into());
+        let eos = match self.eos.as_slice() {
+            [] => Value::Null,
+            [one] => json!(one),
+            many => json!(many),
+        };
+        json!({
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.width,
+            "intermediate_size": self.ffn,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "hidden_act": "silu",
+            "attention_bias": false,
+            "mlp_bias": false,
+            "attention_dropout": 0.0,
+            "max_position_embeddings": self.max_positions,
+            "rms_norm_eps": shortest(self.norm_epsilon),
+            "rope_parameters": rope,
+            "rope_theta": self.rope_theta,
+            "rope_scaling": scaling,
+            "tie_word_embeddings": self.tied,
+            "bos_token_id": self.bos,
+            "eos_token_id": eos,
+            "pad_token_id": null,
+            "initializer_range": 0.02,
+            "use_cache": true,
+            "dtype": "float32",
+            "torch_dtype": "float32",
+        })
+    }
+
+    /// Writes `config.json` into `folder`.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn save(&self, folder: &Path) -> Result<(), ModelError> {
+        crate::folder::write_json(&folder.join("config.json"), &self.to_json())
+    }
+}
+
+/// The f64 that prints as the f32 does: 1e-5 stays 1e-5 and does not become 9.99999974e-6.
+fn shortest(value: f32) -> f64 {
+    value.to_string().parse().unwrap_or(f64::from(value))
+}
+
+/// Typed access to the fields of one JSON object, with errors that name file and field.
+struct Fields<'a> {
+    path: &'a Path,
+    prefix: &'static str,
+    map: &'a Map<String, Value>,
+}
+
+impl<'a> Fields<'a> {
+    /// The field's value; `None` when left out or null.
+    fn present(&self, field: &str) -> Option<&'a Value> {
+        self.map.get(field).filter(|value| !value.is_null())
+    }
+
+    fn wrong(&self, field: &str, expected: &str, found: impl std::fmt::Display) -> ModelError {
+        ModelError::Field {
+            path: self.path.to_path_buf(),
+            field: format!("{}{field}", self.prefix),
+            expected: expected.to_string(),
+            found: found.to_string(),
+        }
+    }
+
+    fn or_default<T>(&self, field: &str, expected: &str, default: Option<T>) -> Result<T, ModelError> {
+        default.ok_or_else(|| self.wrong(field, expected, "nothing"))
+    }
+
+    fn size(&self, field: &str, default: Option<usize>) -> Result<usize, ModelError> {
+        let expected = "a whole number, 0 or more";
+        match self.present(field) {
+            None => self.or_default(field, expected, default),
+            Some(value) => value
+                .as_u64()
+                .and_then(|number| usize::try_from(number).ok())
+                .ok_or_else(|| self.wrong(field, expected, value)),
+        }
+    }
+
+    fn number(&self, field: &str, default: Option<f64>) -> Result<f64, ModelError> {
+        match self.present(field) {
+            None => self.or_default(field, "a number", default),
+            Some(value) => value.as_f64().ok_or_else(|| self.wrong(field, "a number", value)),
+        }
+    }
+
+    fn boolean(&self, field: &str, default: bool) -> Result<bool, ModelError> {
+        match self.present(field) {
+            None => Ok(default),
+            Some(value) => value.as_bool().ok_or_else(|| self.wrong(field, "true or false", value)),
+        }
+    }
+
+    /// A token id, a list of them, or null; `default` stands in when the field is left out.
+    fn tokens(&self, field: &str, default: u32) -> Result<Vec<u32>, ModelError> {
+        let one = |value: &Value| {
+            let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
+            id.ok_or_else(|| self.wrong(field, "a token id, a list of them, or null", value))
+        };
+        match self.map.get(field) {
+            None => Ok(vec![default]),
+            Some(Value::Null) => Ok(Vec::new()),
+            Some(Value::Array(ids)) => ids.iter().map(one).collect(),
+            Some(id) => Ok(vec![one(id)?]),
+        }
+    }
+
+    fn check_architecture(&self) -> Result<(), ModelError> {
+        const OURS: &str = "LlamaForCausalLM";
+        match self.present("architectures") {
+            Some(Value::Array(names)) if names.iter().any(|name| name == OURS) => Ok(()),
+            Some(other) => Err(self.wrong("architectures", "[\"LlamaForCausalLM\"]", other)),
+            None => match self.present("model_type") {
+                Some(kind) if kind == "llama" => Ok(()),
+                Some(kind) => Err(self.wrong("model_type", "\"llama\"", kind)),
+                None => Err(self.wrong("architectures", "[\"LlamaForCausalLM\"]", "nothing")),
+            },
+        }
+    }
+
+    /// Theta and scaling from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (4).
+    fn rope(&self) -> Result<(f64, Option<Llama3Scaling>), ModelError> {
+        let theta = self.number("rope_theta", Some(10000.0))?;
+        let (prefix, value) = match (self.present("rope_parameters"), self.present("rope_scaling")) {
+            (Some(value), _) => ("rope_parameters.", value),
+            (None, Some(value)) => ("rope_scaling.", value),
+            (None, None) => return Ok((theta, None)),
+        };
+        let Value::Object(map) = value else {
+            return Err(self.wrong(prefix.trim_end_matches('.'), "an object", value));
+        };
+        let rope = Fields { path: self.path, prefix, map };
+        let theta = rope.number("rope_theta", Some(theta))?;
+        if rope.number("partial_rotary_factor", Some(1.0))? != 1.0 {
+            return Err(rope.wrong("partial_rotary_factor", "1", &map["partial_rotary_factor"]));
+        }
+        let kind = match rope.present("rope_type").or(rope.present("type")) {
+            None => "default",
+            Some(Value::String(kind)) => kind.as_str(),
+            Some(other) => return Err(rope.wrong("rope_type", "\"default\" or \"llama3\"", other)),
+        };
+        match kind {
+            "default" => Ok((theta, None)),
+            "llama3" => {
+                let scaling = Llama3Scaling {
+                    factor: rope.number("factor", None)?,
+                    low_freq_factor: rope.number("low_freq_factor", None)?,
+                    high_freq_factor: rope.number("high_freq_factor", None)?,
+                    original_max_positions: rope.size("original_max_position_embeddings", None)?,
+                };
+                Ok((theta, Some(scaling)))
+            }
+            other => Err(rope.wrong("rope_type", "\"default\" or \"llama3\"", format!("\"{other}\""))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn parse(text: &str) -> Result<Config, ModelError> {
+        Config::parse(text, Path::new("config.json"))
+    }
+
+    fn fixture(family: &str, file: &str) -> Option<String> {
+        let shared = std::env::var("STRATA_SHARED")
+            .unwrap_or_else(|_| concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared").to_string());
+        let path = Path::new(&shared).join("fixtures/hf").join(family).join(file);
+        let text = std::fs::read_to_string(&path).ok();
+        if text.is_none() {
+            eprintln!("SKIPPED: no fixture at {}", path.display());
+        }
+        text
+    }
+
+    #[test]
+    fn both_spellings_of_the_fixtures_give_one_config() {
+        for family in ["llama", "llama3"] {
+            let (Some(new), Some(old)) =
+                (fixture(family, "config.json"), fixture(family, "config.legacy.json"))
+            else {
+                return;
+            };
+            let (new, old) = (parse(&new).unwrap(), parse(&old).unwrap());
+            assert_eq!(new, old, "{family}");
+            assert_eq!((new.width, new.kv_heads, new.rope_scaling.is_some()), (64, 2, family == "llama3"));
+        }
+    }
+
+    #[test]
+    fn other_families_are_refused_by_the_field_that_tells() {
+        for family in ["gpt2", "mamba2", "cohere"] {
+            let Some(text) = fixture(family, "config.json") else { return };
+            // Mamba's Infinity is not JSON: refused as such, before the field is reached.
+            let message = parse(&text).unwrap_err().to_string();
+            assert!(message.contains("architectures") || family == "mamba2", "{family}: {message}");
+        }
+    }
+
+    #[test]
+    fn left_out_fields_have_the_defaults_of_llama() {
+        let config = parse(r#"{"model_type": "llama", "vocab_size": 128256}"#).unwrap();
+        assert_eq!((config.width, config.heads, config.kv_heads, config.head_dim), (4096, 32, 32, 128));
+        assert_eq!((config.bos, config.eos.as_slice()), (Some(1), &[2][..]));
+        assert_eq!((config.rope_theta, config.norm_epsilon), (10000.0, 1e-6));
+    }
+
+    #[test]
+    fn what_is_not_computed_is_refused_by_name() {
+        for (field, value) in [
+            ("attention_bias", "true"),
+            ("mlp_bias", "true"),
+            ("hidden_act", "\"gelu\""),
+            ("rope_scaling.rope_type", "{\"rope_type\": \"yarn\"}"),
+            ("rope_parameters.factor", "{\"rope_type\": \"llama3\"}"),
+            ("num_key_value_heads", "5"),
+            ("num_hidden_layers", "-1"),
+            ("num_hidden_layers", "0"),
+            ("num_attention_heads", "0"),
+            ("head_dim", "3"),
+            ("vocab_size", "1e30"),
+            ("eos_token_id", "[2, \"x\"]"),
+            ("eos_token_id", "[2, 40000]"),
+            ("rms_norm_eps", "0"),
+        ] {
+            let key = field.split('.').next().unwrap();
+            let text = format!(r#"{{"architectures": ["LlamaForCausalLM"], "{key}": {value}}}"#);
+            let message = parse(&text).unwrap_err().to_string();
+            assert!(message.contains(&format!("\"{field}\"")), "{field}: {message}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_back(
+            (kv_heads, group, half) in (1usize..5, 1usize..5, 1usize..40),
+            (layers, width, ffn, tied) in (1usize..9, 1usize..300, 1usize..300, any::<bool>()),
+            bos in proptest::option::of(0u32..300),
+            eos in proptest::collection::vec(0u32..300, 0..3),
+            epsilon in 1e-8f32..1e-2,
+            llama3 in any::<bool>(),
+        ) {
+            let config = Config {
+                vocab_size: 300, width, layers, heads: kv_heads * group, kv_heads, head_dim: 2 * half, ffn,
+                max_positions: 77, norm_epsilon: epsilon, rope_theta: 12345.5,
+                rope_scaling: llama3.then_some(Llama3Scaling {
+                    factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.5, original_max_positions: 64,
+                }),
+                tied, bos, eos,
+            };
+            prop_assert_eq!(parse(&config.to_json().to_string()).unwrap(), config);
+        }
+
+        #[test]
+        fn no_text_panics(text in ".{0,200}") {
+            let _ = parse(&text);
+        }
+    }
+}
