@@ -12,6 +12,7 @@
 mod multiversion;
 
 pub mod attention;
+pub mod attention_step;
 pub mod cross_entropy;
 pub mod element;
 pub mod embedding;

@@ -100,6 +100,9 @@ pub enum ModelError {
         /// The tensor's name.
         tensor: String,
     },
+    /// Tokens that do not fit the model: outside its vocabulary, or more than its context.
+    #[error("the tokens do not fit the model: {0}")]
+    Batch(String),
     /// A name that cannot be a folder of the home.
     #[error(
         "\"{name}\" cannot be a name: {reason}; use letters, digits, '-', '_' and '.', for example my-model"

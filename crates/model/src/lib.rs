@@ -5,14 +5,20 @@
 //! `generation_config.json`, `lineage.json`) and knows where models and runs live ([`Home`]).
 
 pub mod config;
+pub mod decoder;
 pub mod error;
 pub mod folder;
 pub mod home;
 pub mod lineage;
+pub mod step;
+pub mod training;
 pub mod weights;
 
 pub use config::{Config, Llama3Scaling};
+pub use decoder::Decoder;
 pub use error::ModelError;
 pub use home::Home;
 pub use lineage::{DataFile, Lineage, Parent};
+pub use step::{Input, State, Wanted};
+pub use training::{Batch, Training};
 pub use weights::{NamedTensor, read_weights, write_weights};

@@ -9,6 +9,7 @@
 
 mod buffers;
 mod cpu;
+pub mod infer;
 pub mod ops;
 mod optimizer;
 mod parameters;
