@@ -21,13 +21,12 @@
 //! ```
 
 mod dialogues;
+mod documents;
 mod families;
-mod lessons;
 mod names;
 mod passages;
 mod random;
 mod scene;
-mod text;
 mod words;
 mod write;
 
@@ -149,7 +148,7 @@ impl World {
             if written >= bytes {
                 return None;
             }
-            let document = text::document(&mut scene);
+            let document = documents::document(&mut scene);
             written += document.len() + DOCUMENT_SEPARATOR.len();
             Some(document)
         })

@@ -10,12 +10,18 @@ const PERSON_ENDINGS: [&str; 8] = ["a", "i", "ina", "o", "an", "en", "us", "or"]
 const TOWN_ENDINGS: [&str; 8] = ["ton", "ford", "dale", "wick", "field", "ham", "port", "stead"];
 const TOWN_CODAS: [&str; 8] = ["l", "m", "n", "r", "s", "d", "k", "b"];
 
-/// Ordinary English words that the syllables could also spell and that no table of words holds.
-const NOT_NAMES: [&str; 26] = [
-    "also", "baton", "bacon", "begun", "bonus", "demon", "given", "human", "human", "minor", "motor",
-    "focus", "major", "rumor", "taken", "token", "taxi", "tuna", "sofa", "soda", "data", "visa", "virus",
-    "venus", "satan", "nazi",
+/// What the syllables could also spell and no table of words holds: ordinary English words, known names,
+/// and words that nobody wants to read.
+const NOT_NAMES: [&str; 47] = [
+    "also", "baton", "bacon", "begun", "bonus", "demo", "demon", "given", "human", "minor", "motor", "focus",
+    "major", "rumor", "taken", "token", "taxi", "tuna", "sofa", "soda", "data", "visa", "virus", "venus",
+    "satan", "nazi", "jesus", "homo", "semen", "pedo", "vagina", "putina", "koran", "japan", "sudan", "gaza",
+    "titus", "roman", "hagina", "vapor", "tumor", "humor", "lemon", "melon", "logo", "photo", "begi",
 ];
+
+/// Beginnings that nobody wants to read in a name.
+const NOT_BEGINNINGS: [&str; 12] =
+    ["Nig", "Fag", "Rap", "Pis", "Tit", "Pub", "Fuk", "Kok", "Dik", "Kum", "Jap", "Nud"];
 
 /// The names of one part of the world.
 #[derive(Clone, Debug, Default)]
@@ -65,7 +71,7 @@ fn all_people() -> Vec<String> {
             }
         }
     }
-    names.retain(|name| !is_word(name));
+    names.retain(|name| is_fit(name) && !is_word(name));
     names
 }
 
@@ -80,7 +86,12 @@ fn all_towns() -> Vec<String> {
             }
         }
     }
+    names.retain(|name| is_fit(name));
     names
+}
+
+fn is_fit(name: &str) -> bool {
+    !NOT_BEGINNINGS.iter().any(|start| name.starts_with(start))
 }
 
 /// True if the name, written small, is a word of the world.

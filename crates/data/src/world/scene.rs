@@ -6,7 +6,7 @@ use super::words::{COLOURS, JOBS, LIKES, PETS, THINGS};
 use super::{Part, World};
 
 /// One combination in this many is held out in the families whose prompts contain no name.
-const HELD_OUT_SHARE: u64 = 8;
+const HELD_OUT_SHARE: u64 = 5;
 
 /// The facts of one person. They hold within one text only: a reader must read, and cannot recall.
 #[derive(Clone, Copy, Debug)]
