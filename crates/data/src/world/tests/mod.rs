@@ -3,6 +3,7 @@
 mod solver;
 
 use std::collections::{HashMap, HashSet};
+use std::sync::LazyLock;
 
 use super::*;
 use solver::{number, numbers, solve};
@@ -24,14 +25,15 @@ fn spoken(messages: &[(Role, String)]) -> String {
 }
 
 /// Everything that a model may be trained on.
-fn training_texts(world: &World) -> Vec<String> {
+static TRAINING_TEXTS: LazyLock<Vec<String>> = LazyLock::new(|| {
+    let world = World::new(SEED);
     let mut texts: Vec<String> = world.base_text(Part::Training, 2_000_000).collect();
     texts.extend(
         world.pairs(Part::Training, 20_000).into_iter().map(|pair| pair.prompt + "\n" + &pair.response),
     );
     texts.extend(world.dialogues(Part::Training, 10_000).iter().map(|dialogue| spoken(&dialogue.messages)));
     texts
-}
+});
 
 #[test]
 fn equal_seeds_give_equal_texts_and_other_seeds_give_others() {
@@ -87,9 +89,9 @@ fn no_held_out_name_occurs_in_anything_trained_on() {
     let world = World::new(SEED);
     let held_out: HashSet<&str> = world.entity_names(Part::HeldOut).collect();
     assert!(held_out.len() >= 500, "only {} held-out names", held_out.len());
-    for text in training_texts(&world) {
+    for text in TRAINING_TEXTS.iter() {
         // No token begins with a held-out name, so not even a search for part of a word finds one.
-        for token in tokens(&text) {
+        for token in tokens(text) {
             for end in 4..=token.len() {
                 assert!(!held_out.contains(&token[..end]), "{token} of:\n{text}");
             }
@@ -104,8 +106,8 @@ fn no_name_is_also_a_word() {
     for part in PARTS {
         names.extend(world.entity_names(part).map(|name| (name.to_lowercase(), name)));
     }
-    for text in training_texts(&world) {
-        for token in tokens(&text) {
+    for text in TRAINING_TEXTS.iter() {
+        for token in tokens(text) {
             assert!(!names.contains_key(token), "{token} of:\n{text}");
         }
     }
@@ -146,6 +148,22 @@ fn held_out_prompts_are_never_training_prompts() {
         world.dialogues(Part::Training, 10_000).iter().map(|dialogue| opening(&dialogue.messages)).collect();
     for task in world.dialogue_tasks(Part::HeldOut, 1_000) {
         assert!(!dialogues.contains(&opening(&task.messages)), "{:?}", task.messages);
+    }
+}
+
+#[test]
+fn names_of_one_text_begin_with_different_letters() {
+    let world = World::new(SEED);
+    for part in PARTS {
+        let names: HashSet<&str> = world.entity_names(part).collect();
+        let check = |text: &str| {
+            let found: HashSet<&str> = tokens(text).filter(|token| names.contains(token)).collect();
+            let initials: HashSet<&str> = found.iter().map(|name| &name[..1]).collect();
+            assert_eq!(initials.len(), found.len(), "{text}");
+        };
+        world.base_text(part, 300_000).for_each(|document| check(&document));
+        world.tasks(part, 50).iter().for_each(|task| check(&task.prompt));
+        world.dialogues(part, 1_000).iter().for_each(|dialogue| check(&spoken(&dialogue.messages)));
     }
 }
 
@@ -222,7 +240,7 @@ fn texts_are_short() {
 fn the_vocabulary_is_small() {
     let world = World::new(SEED);
     let names: HashSet<&str> = world.entity_names(Part::Training).collect();
-    let words: HashSet<String> = training_texts(&world)
+    let words: HashSet<String> = TRAINING_TEXTS
         .iter()
         .flat_map(|text| {
             tokens(text).filter(|token| !names.contains(token)).map(str::to_lowercase).collect::<Vec<_>>()
@@ -233,8 +251,7 @@ fn the_vocabulary_is_small() {
 
 #[test]
 fn texts_are_tidy() {
-    let world = World::new(SEED);
-    for text in training_texts(&world) {
+    for text in TRAINING_TEXTS.iter() {
         assert_eq!(text.trim(), text);
         assert!(text.is_ascii(), "{text}");
         for flaw in ["  ", " .", " ,", "..", "{", "}", " a a", " a e", " a i", " a o", "one coins", "\n\n"] {
