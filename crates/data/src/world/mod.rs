@@ -21,13 +21,12 @@
 //! ```
 
 mod dialogues;
+mod documents;
 mod families;
-mod lessons;
 mod names;
 mod passages;
 mod random;
 mod scene;
-mod text;
 mod words;
 mod write;
 
@@ -149,7 +148,8 @@ impl World {
             if written >= bytes {
                 return None;
             }
-            let document = text::document(&mut scene);
+            scene.begin();
+            let document = documents::document(&mut scene);
             written += document.len() + DOCUMENT_SEPARATOR.len();
             Some(document)
         })
@@ -211,6 +211,7 @@ impl World {
             .map(|index| {
                 let family = &dialogues::TABLE[index % dialogues::TABLE.len()];
                 let roles = [Role::User, Role::Assistant].into_iter().cycle();
+                scene.begin();
                 let messages = roles.zip((family.make)(&mut scene)).collect();
                 Dialogue { messages, family: family.name }
             })
@@ -231,12 +232,16 @@ fn fresh(
     seen: &mut HashSet<String>,
     make: fn(&mut Scene) -> families::Example,
 ) -> families::Example {
-    let mut example = make(scene);
+    let mut draw = || {
+        scene.begin();
+        make(scene)
+    };
+    let mut example = draw();
     for _ in 0..REDRAWS {
         if !seen.contains(&example.0) {
             break;
         }
-        example = make(scene);
+        example = draw();
     }
     seen.insert(example.0.clone());
     example

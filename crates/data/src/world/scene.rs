@@ -1,12 +1,12 @@
 //! A scene: one part of the world and a stream of chance, from which all texts draw their contents.
 
-use super::names::is_hers;
+use super::names::{ONSETS, is_hers};
 use super::random::{Random, fnv1a};
 use super::words::{COLOURS, JOBS, LIKES, PETS, THINGS};
 use super::{Part, World};
 
 /// One combination in this many is held out in the families whose prompts contain no name.
-const HELD_OUT_SHARE: u64 = 8;
+const HELD_OUT_SHARE: u64 = 5;
 
 /// The facts of one person. They hold within one text only: a reader must read, and cannot recall.
 #[derive(Clone, Copy, Debug)]
@@ -38,26 +38,46 @@ pub(super) struct Scene<'w> {
     world: &'w World,
     part: Part,
     pub random: Random,
+    /// Bit i is set if a name of the current text begins with the i-th letter.
+    initials: u32,
 }
 
 impl<'w> Scene<'w> {
     pub fn new(world: &'w World, part: Part, purpose: &str) -> Self {
         let random = Random::new(world.seed, &format!("{part:?} {purpose}"));
-        Self { world, part, random }
+        Self { world, part, random, initials: 0 }
     }
 
     pub fn pick<T: Copy>(&mut self, items: &[T]) -> T {
         self.random.pick(items)
     }
 
+    /// Begins a new text. The names within one text begin with different letters, as in a good story: two
+    /// names with the same first piece are what small models mix up.
+    pub fn begin(&mut self) {
+        self.initials = 0;
+    }
+
     pub fn name(&mut self) -> &'w str {
-        let names = &self.world.names(self.part).people;
-        &names[self.random.below(names.len())]
+        self.unlike_the_others(&self.world.names(self.part).people)
     }
 
     pub fn town(&mut self) -> &'w str {
-        let towns = &self.world.names(self.part).towns;
-        &towns[self.random.below(towns.len())]
+        self.unlike_the_others(&self.world.names(self.part).towns)
+    }
+
+    fn unlike_the_others(&mut self, names: &'w [String]) -> &'w str {
+        if self.initials.count_ones() as usize >= ONSETS.len() {
+            self.initials = 0;
+        }
+        loop {
+            let name = &names[self.random.below(names.len())];
+            let initial = name.bytes().next().map_or(0, |letter| 1 << (letter % 32));
+            if self.initials & initial == 0 {
+                self.initials |= initial;
+                return name;
+            }
+        }
     }
 
     /// Different names.

@@ -58,11 +58,11 @@ pub(super) const JOBS: [(&str, &str); 20] = [
     ("clerk", "office"),
     ("actor", "theatre"),
     ("miller", "mill"),
-    ("gardener", "garden"),
+    ("gardener", "park"),
     ("banker", "bank"),
     ("painter", "studio"),
     ("miner", "mine"),
-    ("cook", "kitchen"),
+    ("cook", "restaurant"),
     ("monk", "abbey"),
     ("guard", "castle"),
     ("librarian", "library"),
@@ -226,9 +226,9 @@ pub(super) const VENUES: [&str; 8] =
 pub(super) const ASPECTS: [&str; 8] =
     ["room", "food", "staff", "service", "music", "garden", "tour", "building"];
 pub(super) const PRAISE: [&str; 8] =
-    ["lovely", "great", "wonderful", "excellent", "perfect", "pleasant", "friendly", "splendid"];
+    ["lovely", "great", "wonderful", "excellent", "perfect", "pleasant", "charming", "splendid"];
 pub(super) const BLAME: [&str; 8] =
-    ["awful", "terrible", "horrible", "rude", "boring", "broken", "ugly", "nasty"];
+    ["awful", "terrible", "horrible", "dreadful", "boring", "poor", "ugly", "nasty"];
 
 /// Topics with sentences that belong to them.
 pub(super) const TOPICS: [(&str, [&str; 6]); 6] = [

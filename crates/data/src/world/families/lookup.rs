@@ -63,7 +63,7 @@ pub(super) fn colour(scene: &mut Scene) -> Example {
     let person = scene.pick(&people);
     let question = match scene.random.below(2) {
         0 => format!("What colour is the house of {}?", person.name),
-        _ => format!("Which colour has the house of {}?", person.name),
+        _ => format!("Which colour is the house of {}?", person.name),
     };
     (format!("{passage}\n{question}"), person.colour.to_string())
 }

@@ -107,7 +107,9 @@ pub(super) fn change(scene: &mut Scene) -> Example {
     let (paid_coins, price_coins) = (coins(paid), coins(price));
     let prompt = match scene.random.below(2) {
         0 => format!("{name} has {paid_coins} and buys {bought} for {price_coins}. How many coins are left?"),
-        _ => format!("The {thing} costs {price_coins}. {name} pays with {paid_coins}. How many come back?"),
+        _ => format!(
+            "The {thing} costs {price_coins}. {name} pays with {paid_coins}. How many coins come back?"
+        ),
     };
     (prompt, NUMBERS[paid - price].to_string())
 }

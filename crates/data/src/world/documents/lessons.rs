@@ -1,12 +1,12 @@
 //! Raw text from schools, shops and the post: the general knowledge that the task families rely on.
 
-use super::families::classify::{call, kinds_of_words, note, odd_group, review};
-use super::families::lists::words_to_sort;
-use super::families::numbers::{spelled, three_numbers, two_numbers};
-use super::families::rewrite::{opposites as all_opposites, plurals as all_plurals};
-use super::passages::sentences;
-use super::scene::Scene;
-use super::words::{
+use crate::world::families::classify::{call, kinds_of_words, note, odd_group, review};
+use crate::world::families::lists::words_to_sort;
+use crate::world::families::numbers::{spelled, three_numbers, two_numbers};
+use crate::world::families::rewrite::{opposites as all_opposites, plurals as all_plurals};
+use crate::world::passages::sentences;
+use crate::world::scene::Scene;
+use crate::world::words::{
     ACTIONS, DAYS, JOBS, MONTHS, NUMBERS, PETS, SIGHTS, THINGS, capitalised, coins, joined, with_article,
 };
 
@@ -49,10 +49,11 @@ pub(super) fn kinds(scene: &mut Scene) -> String {
     let opening = class(scene, "the kinds of things");
     let all = kinds_of_words();
     let told = scene.random.pick_distinct(&all, 4);
-    let facts = sentences(
-        told.iter()
-            .map(|(word, kind)| format!("{} is {}.", capitalised(&with_article(word)), with_article(kind))),
-    );
+    let facts = sentences(told.iter().map(|(word, kind)| {
+        // Metals and drinks are not counted.
+        let named = if ["metal", "drink"].contains(kind) { word.to_string() } else { with_article(word) };
+        format!("{} is {}.", capitalised(&named), with_article(kind))
+    }));
     let row = scene.combination("kinds", &all, 2, |pair| pair[0].1 != pair[1].1);
     format!("{opening} {facts}\n{}, {}\n{}, {}", row[0].0, row[1].0, row[0].1, row[1].1)
 }
