@@ -347,13 +347,15 @@ impl TileUnit for EmulatedTiles {
                         )
                     };
                     for (a, sums) in a.iter().zip(&mut sums) {
-                        for (col, sum) in sums.iter_mut().enumerate() {
-                            let (mut even, mut odd) = (0.0f32, 0.0f32);
-                            for (a, b) in a.chunks_exact(2).zip(&b) {
+                        let (mut even, mut odd) = ([0.0f32; TILE_COLS], [0.0f32; TILE_COLS]);
+                        for (a, b) in a.chunks_exact(2).zip(&b) {
+                            for (col, b) in b.chunks_exact(2).enumerate() {
                                 // As exact as a fused operation: bf16 products fit fp32.
-                                even += value(a[0]) * value(b[2 * col]);
-                                odd += value(a[1]) * value(b[2 * col + 1]);
+                                even[col] += value(a[0]) * value(b[0]);
+                                odd[col] += value(a[1]) * value(b[1]);
                             }
+                        }
+                        for ((sum, even), odd) in sums.iter_mut().zip(even).zip(odd) {
                             *sum += even + odd;
                         }
                     }

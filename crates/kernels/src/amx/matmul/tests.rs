@@ -119,6 +119,19 @@ fn c_value(row: usize, col: usize) -> f32 {
     ((row * 3 + col) % 7) as f32 - 3.0
 }
 
+/// The product of `a_value` and `b_value`, row by row.
+fn reference(m: usize, k: usize, n: usize) -> Vec<f32> {
+    let b: Vec<f32> = (0..k * n).map(|i| b_value(i / n, i % n)).collect();
+    let mut sums = vec![0.0; m * n];
+    for (row, sums) in sums.chunks_exact_mut(n).enumerate() {
+        for (k, b) in b.chunks_exact(n).enumerate() {
+            let a = a_value(row, k);
+            sums.iter_mut().zip(b).for_each(|(sum, b)| *sum += a * b);
+        }
+    }
+    sums
+}
+
 trait Element: MatmulOutput + Sealed + std::fmt::Debug {
     fn from_f32(value: f32) -> Self;
     fn bits(self) -> u32;
@@ -167,6 +180,7 @@ fn check_exact<T: TileUnit, V: VectorUnit, C: Element>(
     let mut c: Vec<C> = (0..m * stride)
         .map(|i| C::from_f32(if i % stride < n { c_value(i / stride, i % stride) } else { UNUSED }))
         .collect();
+    let sums = reference(m, k, n);
     let product = Product { tiles, vectors, accumulate };
     if case.packed {
         let mut packed = PackedB::default();
@@ -178,7 +192,7 @@ fn check_exact<T: TileUnit, V: VectorUnit, C: Element>(
     for (i, &got) in c.iter().enumerate() {
         let (row, col) = (i / stride, i % stride);
         let expected = if col < n {
-            let sum: f32 = (0..k).map(|k| a_value(row, k) * b_value(k, col)).sum();
+            let sum = sums[row * n + col];
             C::from_f32(if accumulate { c_value(row, col) + sum } else { sum })
         } else {
             C::from_f32(UNUSED)
@@ -395,8 +409,7 @@ proptest! {
             for row in 0..m {
                 for col in 0..n {
                     let products = (0..k).map(|k| a.view().at(row, k).to_f64() * b.view().at(k, col).to_f64());
-                    let sum: f64 = products.clone().sum();
-                    let size: f64 = products.map(f64::abs).sum();
+                    let (sum, size) = products.fold((0.0, 0.0), |(sum, size), x| (sum + x, size + x.abs()));
                     // Products of bf16 are exact in fp32; each of up to k additions in any order errs by at
                     // most 2^-24 of a partial sum, which is at most `size` (Higham, "Accuracy and Stability
                     // of Numerical Algorithms", section 4.2), and padding adds none. Twice that for the
