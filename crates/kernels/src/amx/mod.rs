@@ -6,8 +6,8 @@
 //! The instructions are described in Intel's "Software Developer's Manual", volume 2, and the
 //! programming model in volume 1, chapter 18.
 //!
-//! The code that walks matrices is generic over who executes a block of tiles ([`tile`]) and who moves
-//! elements ([`vector`]), so that it is tested on machines without AMX.
+//! The code that walks matrices is generic over who executes a block of tiles (`tile`) and who moves
+//! elements (`vector`), so that it is tested on machines without AMX.
 
 mod matmul;
 mod packed;

@@ -315,7 +315,8 @@ impl TileUnit for EmulatedTiles {
 
     unsafe fn block<const R: usize>(self, block: &Block) {
         type Tile = [[u16; TILE_DEPTH]; TILE_ROWS];
-        // SAFETY (of calls): a valid block lets 16 rows of 64 bytes be read at each tile address.
+        /// # Safety
+        /// 16 rows of 64 bytes, `row_bytes` apart, can be read at `start`.
         unsafe fn load(start: *const u8, row_bytes: usize) -> Tile {
             // SAFETY: the caller vouches for 16 rows; they need not be aligned.
             std::array::from_fn(|row| unsafe {
@@ -333,10 +334,12 @@ impl TileUnit for EmulatedTiles {
                 };
                 let mut sums = [[0.0f32; TILE_COLS]; TILE_ROWS];
                 if block.accumulate {
-                    // SAFETY: a valid block that accumulates has values in C.
-                    sums = std::array::from_fn(|row| {
-                        std::array::from_fn(|col| unsafe { c(row, col).read_unaligned() })
-                    });
+                    for (row, sums) in sums.iter_mut().enumerate() {
+                        for (col, sum) in sums.iter_mut().enumerate() {
+                            // SAFETY: a valid block that accumulates has values in C.
+                            *sum = unsafe { c(row, col).read_unaligned() };
+                        }
+                    }
                 }
                 for t in 0..block.k_tiles {
                     // SAFETY: both addresses are tiles of a valid block.

@@ -433,7 +433,8 @@ fn plans_cut_evenly_in_multiples_of_32_and_keep_b_in_cache() {
         for n in [1, 32, 384, 1024, 8192, 100_000] {
             for transposes_a in [false, true] {
                 let plan = Plan::new(k, n, transposes_a);
-                assert!(plan.depth % 32 == 0 && plan.width % 32 == 0 && plan.depth > 0 && plan.width > 0);
+                assert!(plan.depth.is_multiple_of(32) && plan.width.is_multiple_of(32), "{plan:?}");
+                assert!(plan.depth > 0 && plan.width > 0);
                 assert!(plan.depth <= MAX_DEPTH && 2 * plan.depth * plan.width <= B_BYTES, "{plan:?}");
             }
         }
