@@ -1,21 +1,23 @@
 //! The two element types of activations and weights.
 
+use crate::amx::MatmulOutput;
 use half::bf16;
 
 /// A number as it is stored: `f32`, or `bf16` that is widened to `f32` for every computation.
-pub trait Element: Copy + Default + Send + Sync + PartialEq + std::fmt::Debug + 'static {
-    /// Zero.
-    const ZERO: Self;
+pub trait Element:
+    MatmulOutput + Copy + Default + Send + Sync + PartialEq + std::fmt::Debug + 'static
+{
     /// Widens; exact.
     fn to_f32(self) -> f32;
     /// Narrows, rounding to nearest, ties to even; NaN stays NaN.
     fn from_f32(value: f32) -> Self;
     /// The slice itself where elements already are `f32`; lets a matmul read operands in place.
     fn as_f32(slice: &[Self]) -> Option<&[f32]>;
+    /// The slice itself where elements are `bf16`: what tiles multiply.
+    fn as_bf16(slice: &[Self]) -> Option<&[bf16]>;
 }
 
 impl Element for f32 {
-    const ZERO: f32 = 0.0;
     #[inline(always)]
     fn to_f32(self) -> f32 {
         self
@@ -28,10 +30,13 @@ impl Element for f32 {
     fn as_f32(slice: &[f32]) -> Option<&[f32]> {
         Some(slice)
     }
+    #[inline(always)]
+    fn as_bf16(_: &[f32]) -> Option<&[bf16]> {
+        None
+    }
 }
 
 impl Element for bf16 {
-    const ZERO: bf16 = bf16::ZERO;
     #[inline(always)]
     fn to_f32(self) -> f32 {
         f32::from_bits((self.to_bits() as u32) << 16)
@@ -47,6 +52,10 @@ impl Element for bf16 {
     #[inline(always)]
     fn as_f32(_: &[bf16]) -> Option<&[f32]> {
         None
+    }
+    #[inline(always)]
+    fn as_bf16(slice: &[bf16]) -> Option<&[bf16]> {
+        Some(slice)
     }
 }
 

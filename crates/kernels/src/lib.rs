@@ -11,8 +11,10 @@
 #[macro_use]
 mod multiversion;
 
+pub mod amx;
 pub mod attention;
 pub mod attention_step;
+pub mod buffer;
 pub mod cross_entropy;
 pub mod element;
 pub mod embedding;
@@ -24,6 +26,7 @@ pub mod matrix;
 pub mod matvec;
 pub mod norm;
 pub mod optimizer;
+pub mod peak;
 pub mod rotary;
 pub mod swiglu;
 
@@ -33,6 +36,6 @@ pub(crate) mod reference;
 pub use element::Element;
 pub use grid::BlockMut;
 pub use half::bf16;
-pub use isa::{Isa, Level};
+pub use isa::{AmxStatus, Isa, IsaError, Level};
 pub use matmul::{Store, matmul};
 pub use matrix::{MatrixMut, MatrixRef};

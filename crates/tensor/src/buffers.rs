@@ -26,14 +26,14 @@ impl Buffers {
             Some(i) if free[i].capacity() <= 2 * length.max(1024) => free.swap_remove(i),
             _ => Vec::with_capacity(length),
         };
-        buffer.resize(length, E::ZERO);
+        buffer.resize(length, E::default());
         buffer
     }
 
     /// A buffer of `length` zeros.
     pub fn zeroed<E: Activation>(&mut self, length: usize) -> Vec<E> {
         let mut buffer = self.take(length);
-        buffer.fill(E::ZERO);
+        buffer.fill(E::default());
         buffer
     }
 

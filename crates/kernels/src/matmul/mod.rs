@@ -7,7 +7,7 @@
 mod microkernel;
 mod pack;
 
-use crate::{Element, Isa, Level, MatrixMut, MatrixRef};
+use crate::{Element, Isa, Level, MatrixMut, MatrixRef, amx};
 #[cfg(target_arch = "x86_64")]
 use microkernel::{Avx2, Avx512};
 use microkernel::{Microkernel, Portable};
@@ -34,11 +34,13 @@ const TILE: usize = 512;
 
 thread_local! {
     static SCRATCH: RefCell<pack::Scratch> = const { RefCell::new(pack::Scratch::new()) };
+    static TILE_SCRATCH: RefCell<amx::Scratch> = const { RefCell::new(amx::Scratch::new()) };
 }
 
 /// `C = A·B` or `C += A·B`, with `A` of shape (m, k), `B` (k, n) and `C` (m, n), on the calling thread.
 ///
-/// Operands of either element type are widened to f32 while they are packed, sums are f32. Panels live in a
+/// Two bf16 operands are multiplied on AMX tiles where the instruction set has them. Otherwise operands of
+/// either element type are widened to f32 while they are packed, sums are f32. Panels live in a
 /// buffer that each thread keeps, so a repeated call allocates nothing. The order of additions depends on k
 /// alone, so a row of C is the same bit for bit whatever other rows are computed with it.
 ///
@@ -61,6 +63,13 @@ pub fn matmul<A: Element, B: Element, C: Element>(
         c.rows,
         c.columns
     );
+    if let (Some(amx), Some(a_data), Some(b_data)) = (isa.amx(), A::as_bf16(a.data), B::as_bf16(b.data)) {
+        let (a, b) = (a.with_data(a_data), b.with_data(b_data));
+        let accumulate = store == Store::Accumulate;
+        return TILE_SCRATCH.with_borrow_mut(|scratch| {
+            amx::matmul_bf16(amx, a, b, c.data, c.row_stride, accumulate, scratch)
+        });
+    }
     SCRATCH.with_borrow_mut(|scratch| match isa.level() {
         Level::Portable => blocked::<Portable, A, B, C>(isa, a, b, c, store, scratch),
         #[cfg(target_arch = "x86_64")]

@@ -1,0 +1,405 @@
+//! Products of bf16 matrices on tiles.
+
+use half::bf16;
+
+use super::Amx;
+use super::packed::{PANEL_COLS, PackedB, pack_panels, pack_tile_a};
+use super::tile::{
+    BLOCK, Block, NativeTiles, PANEL_STEP_BYTES, Session, TILE_BYTES, TILE_DEPTH, TILE_ROW_BYTES, TILE_ROWS,
+    TileUnit,
+};
+use super::vector::{BlockSums, VectorUnit};
+use crate::buffer::Buffer;
+use crate::matrix::{MatrixRef, span};
+
+/// Bytes of B that one pass over the rows of A uses. They are read once per 32 rows and should stay in a
+/// 2 MiB L2 beside the rows of A and C.
+const B_BYTES: usize = 1 << 20;
+/// Deepest product that keeps its sums in tiles from start to end. Deeper ones visit C more than once.
+const MAX_DEPTH: usize = 4096;
+/// Shallowest split of a product whose A has to be transposed. Less deep, loading and storing the sums
+/// (8 tiles per block) would take more than a tenth of the time of the products (4 per 32 of depth).
+const MIN_SPLIT_DEPTH: usize = 512;
+
+/// Memory that products work in. Keep one per thread: in the steady state nothing is allocated.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    a: Buffer,
+    b: Buffer,
+    sums: Buffer,
+}
+
+impl Scratch {
+    /// Without memory yet.
+    pub const fn new() -> Self {
+        Scratch { a: Buffer::new(), b: Buffer::new(), sums: Buffer::new() }
+    }
+
+    /// Bytes of memory held.
+    pub fn bytes(&self) -> usize {
+        self.a.len() + self.b.len() + self.sums.len()
+    }
+}
+
+/// Element types that a product can be written as: `f32` and `bf16`.
+pub trait MatmulOutput: sealed::Sealed {}
+impl MatmulOutput for f32 {}
+impl MatmulOutput for bf16 {}
+
+mod sealed {
+    use half::bf16;
+
+    /// The first element of C.
+    #[derive(Clone, Copy, Debug)]
+    pub enum Output {
+        F32(*mut f32),
+        Bf16(*mut bf16),
+    }
+
+    pub trait Sealed: Copy {
+        const ZERO: Self;
+        fn output(c: &mut [Self]) -> Output;
+    }
+
+    impl Sealed for f32 {
+        const ZERO: f32 = 0.0;
+        fn output(c: &mut [f32]) -> Output {
+            Output::F32(c.as_mut_ptr())
+        }
+    }
+
+    impl Sealed for bf16 {
+        const ZERO: bf16 = bf16::ZERO;
+        fn output(c: &mut [bf16]) -> Output {
+            Output::Bf16(c.as_mut_ptr())
+        }
+    }
+}
+use sealed::Output;
+
+/// C = A·B, or C += A·B with `accumulate`: A [m, k], B [k, n], both in either layout, and row-major C [m, n]
+/// with `c_row_stride` elements from row to row. Elements of `c` between the rows are not touched.
+///
+/// Products are summed in fp32 (subnormal operands and sums count as zero) and a bf16 C is rounded once, to
+/// nearest even. For given operands the result is the same bit for bit each time.
+///
+/// # Panics
+/// The inner dimensions differ, rows of C overlap, or `c` is shorter than the matrix.
+pub fn matmul_bf16<C: MatmulOutput>(
+    amx: Amx,
+    a: MatrixRef<bf16>,
+    b: MatrixRef<bf16>,
+    c: &mut [C],
+    c_row_stride: usize,
+    accumulate: bool,
+    scratch: &mut Scratch,
+) {
+    Product { tiles: NativeTiles::new(amx), vectors: native_vectors(amx), accumulate }.run(
+        a,
+        B::View(b),
+        c,
+        c_row_stride,
+        scratch,
+    );
+}
+
+/// As [`matmul_bf16`] with a B that was packed before.
+///
+/// # Panics
+/// As [`matmul_bf16`].
+pub fn matmul_packed<C: MatmulOutput>(
+    amx: Amx,
+    a: MatrixRef<bf16>,
+    b: &PackedB,
+    c: &mut [C],
+    c_row_stride: usize,
+    accumulate: bool,
+    scratch: &mut Scratch,
+) {
+    Product { tiles: NativeTiles::new(amx), vectors: native_vectors(amx), accumulate }.run(
+        a,
+        B::Packed(b),
+        c,
+        c_row_stride,
+        scratch,
+    );
+}
+
+#[cfg(target_arch = "x86_64")]
+fn native_vectors(amx: Amx) -> super::vector_avx512::Avx512Vectors {
+    super::vector_avx512::Avx512Vectors::beside(amx)
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn native_vectors(_amx: Amx) -> super::vector::PortableVectors {
+    super::vector::PortableVectors
+}
+
+/// The right operand.
+#[derive(Clone, Copy)]
+pub(crate) enum B<'a> {
+    View(MatrixRef<'a, bf16>),
+    Packed(&'a PackedB),
+}
+
+/// How a product is carried out.
+#[derive(Clone, Copy)]
+pub(crate) struct Product<T, V> {
+    pub tiles: T,
+    pub vectors: V,
+    pub accumulate: bool,
+}
+
+/// Sizes of the pieces of a product: B is used in pieces of `depth` × `width`, both multiples of 32 except
+/// where the matrix is smaller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Plan {
+    pub depth: usize,
+    pub width: usize,
+}
+
+impl Plan {
+    /// Pieces of B stay in L2. A wide piece is preferred if A must be transposed, since that is repeated for
+    /// each piece's columns; otherwise a deep one, because then C is visited once.
+    pub fn new(k: usize, n: usize, transposes_a: bool) -> Self {
+        let most = if transposes_a {
+            (B_BYTES / (2 * n.next_multiple_of(BLOCK))).clamp(MIN_SPLIT_DEPTH, MAX_DEPTH)
+        } else {
+            MAX_DEPTH
+        };
+        let depth = equal_parts(k, most);
+        let width = equal_parts(n, (B_BYTES / (2 * depth)).max(BLOCK));
+        Plan { depth, width }
+    }
+}
+
+/// The size of the parts, a multiple of 32, when `whole` is cut into as few and as equal parts of at most
+/// `most` (itself cut down to a multiple of 32) as possible.
+fn equal_parts(whole: usize, most: usize) -> usize {
+    let most = most / BLOCK * BLOCK;
+    whole.div_ceil(whole.div_ceil(most)).next_multiple_of(BLOCK)
+}
+
+impl<T: TileUnit, V: VectorUnit> Product<T, V> {
+    pub fn run<C: MatmulOutput>(
+        self,
+        a: MatrixRef<bf16>,
+        b: B,
+        c: &mut [C],
+        c_row_stride: usize,
+        scratch: &mut Scratch,
+    ) {
+        let (k, n) = match b {
+            B::View(b) => (b.rows(), b.columns()),
+            B::Packed(b) => (b.k(), b.n()),
+        };
+        let m = a.rows();
+        assert!(a.columns() == k, "A is {m} x {}, B is {k} x {n}: the inner sizes differ", a.columns());
+        assert!(c_row_stride >= n || m <= 1, "row stride {c_row_stride} of C is less than its {n} columns");
+        assert!(
+            span(m, n, c_row_stride).is_some_and(|needed| needed <= c.len()),
+            "a {m} x {n} matrix with row stride {c_row_stride} does not fit {} elements",
+            c.len()
+        );
+        if m == 0 || n == 0 {
+            return;
+        }
+        if k == 0 {
+            if !self.accumulate {
+                (0..m).for_each(|row| c[row * c_row_stride..][..n].fill(C::ZERO));
+            }
+            return;
+        }
+        let plan = Plan::new(k, n, !a.is_row_major());
+        let walk = Walk {
+            how: self,
+            session: Session::open(self.tiles),
+            a,
+            b,
+            output: C::output(c),
+            c_row_stride,
+            plan,
+            k,
+        };
+        for first_col in (0..n).step_by(plan.width) {
+            let cols = first_col..n.min(first_col + plan.width);
+            for first_k in (0..k).step_by(plan.depth) {
+                walk.piece(first_k..k.min(first_k + plan.depth), cols.clone(), scratch);
+            }
+        }
+    }
+}
+
+/// A product under way. `output` points to an m × n matrix with `c_row_stride`, checked by `run`.
+struct Walk<'a, T: TileUnit, V> {
+    how: Product<T, V>,
+    session: Session<T>,
+    a: MatrixRef<'a, bf16>,
+    b: B<'a>,
+    output: Output,
+    c_row_stride: usize,
+    plan: Plan,
+    k: usize,
+}
+
+/// Part of the product that is summed in one go: rows and columns of C, and a range of k.
+struct Part {
+    rows: std::ops::Range<usize>,
+    cols: std::ops::Range<usize>,
+    is_first: bool,
+    is_last: bool,
+    /// fp32 sums of an unfinished bf16 C for these rows and columns, and bytes between its rows.
+    unfinished: *mut f32,
+    unfinished_row_bytes: usize,
+}
+
+impl<T: TileUnit, V: VectorUnit> Walk<'_, T, V> {
+    /// Adds the products over `ks` to all rows of the columns `cols`.
+    fn piece(&self, ks: std::ops::Range<usize>, cols: std::ops::Range<usize>, scratch: &mut Scratch) {
+        let m = self.a.rows();
+        let k_tiles = ks.len().div_ceil(TILE_DEPTH);
+        if let B::View(b) = self.b {
+            pack_panels(self.how.vectors, b, ks.clone(), cols.clone(), &mut scratch.b);
+        }
+        let (is_first, is_last) = (ks.start == 0, ks.end == self.k);
+        let padded_cols = cols.len().next_multiple_of(BLOCK);
+        if matches!(self.output, Output::Bf16(_)) && !(is_first && is_last) {
+            // The largest that any piece needs, so that it does not grow, and lose its sums, on the way.
+            scratch.sums.reserve(m.next_multiple_of(BLOCK) * self.plan.width * size_of::<f32>());
+        }
+        let mut sums = BlockSums([0.0; BLOCK * BLOCK]);
+        for first_row in (0..m).step_by(BLOCK) {
+            let rows = first_row..m.min(first_row + BLOCK);
+            let (a, a_row_bytes, a_step_bytes) = self.a_tiles(rows.clone(), ks.clone(), &mut scratch.a);
+            for panel in 0..padded_cols / PANEL_COLS {
+                let b = match self.b {
+                    B::View(_) => scratch.b.as_ptr().wrapping_add(panel * k_tiles * PANEL_STEP_BYTES),
+                    B::Packed(b) => b.panel(cols.start / PANEL_COLS + panel, ks.start / TILE_DEPTH),
+                };
+                let block = Block {
+                    a,
+                    a_row_bytes,
+                    a_step_bytes,
+                    b,
+                    k_tiles,
+                    c: std::ptr::null_mut(),
+                    c_row_bytes: BLOCK * size_of::<f32>(),
+                    accumulate: false,
+                };
+                let first_col = cols.start + panel * PANEL_COLS;
+                let part = Part {
+                    rows: rows.clone(),
+                    cols: first_col..cols.end.min(first_col + PANEL_COLS),
+                    is_first,
+                    is_last,
+                    unfinished: scratch
+                        .sums
+                        .as_mut_ptr()
+                        .cast::<f32>()
+                        .wrapping_add(first_row * padded_cols + panel * PANEL_COLS),
+                    unfinished_row_bytes: padded_cols * size_of::<f32>(),
+                };
+                // SAFETY: A and B of the block are `k_tiles` steps that were found or packed above for these
+                // rows, these columns and this range of k. `part` is inside C, and its unfinished sums
+                // are inside the scratch memory, which holds whole blocks.
+                unsafe {
+                    if rows.len() > TILE_ROWS {
+                        self.block::<2>(block, part, &mut sums);
+                    } else {
+                        self.block::<1>(block, part, &mut sums);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Where the tiles of these rows (1 to 32) of A start, and bytes between rows and between steps:
+    /// in A itself if its tiles are whole and on cache lines, else packed, with zeros around.
+    fn a_tiles(
+        &self,
+        rows: std::ops::Range<usize>,
+        ks: std::ops::Range<usize>,
+        buffer: &mut Buffer,
+    ) -> ([*const u8; 2], usize, usize) {
+        let a = self.a;
+        if a.is_row_major() && rows.len().is_multiple_of(TILE_ROWS) && ks.len().is_multiple_of(TILE_DEPTH) {
+            let row_bytes = a.row_stride * size_of::<bf16>();
+            let start = a.data.as_ptr().wrapping_add(rows.start * a.row_stride + ks.start).cast::<u8>();
+            // A tile row that straddles two cache lines costs two accesses each time it is loaded.
+            if start.addr().is_multiple_of(TILE_ROW_BYTES) && row_bytes.is_multiple_of(TILE_ROW_BYTES) {
+                return ([start, start.wrapping_add(TILE_ROWS * row_bytes)], row_bytes, TILE_ROW_BYTES);
+            }
+        }
+        let row_tiles = rows.len().div_ceil(TILE_ROWS);
+        buffer.reserve(self.plan.depth.div_ceil(TILE_DEPTH) * PANEL_STEP_BYTES);
+        let start = buffer.as_mut_ptr();
+        for (step, k) in ks.step_by(TILE_DEPTH).enumerate() {
+            for tile in 0..row_tiles {
+                // SAFETY: a step has room for two tiles, and the buffer for the steps of the deepest piece.
+                unsafe {
+                    let dst = start.add(step * PANEL_STEP_BYTES + tile * TILE_BYTES).cast();
+                    pack_tile_a(self.how.vectors, a, rows.start + tile * TILE_ROWS, k, dst);
+                }
+            }
+        }
+        let start = start.cast_const();
+        ([start, start.wrapping_add(TILE_BYTES)], TILE_ROW_BYTES, PANEL_STEP_BYTES)
+    }
+
+    /// One block of 16·R rows: products, by way of `sums` if they cannot go to C at once, then C.
+    ///
+    /// # Safety
+    /// A and B of `block` are valid for `R`; `part` is inside C with at most 16·R rows and 32 columns; if
+    /// C is bf16 and `part` is not both first and last, its unfinished sums have 16·R rows of 32 elements.
+    unsafe fn block<const R: usize>(&self, mut block: Block, part: Part, sums: &mut BlockSums) {
+        let (rows, cols) = (part.rows.len(), part.cols.len());
+        let offset = part.rows.start * self.c_row_stride + part.cols.start;
+        let accumulate = self.how.accumulate || !part.is_first;
+        match self.output {
+            Output::F32(c) if rows == R * TILE_ROWS && cols == BLOCK => {
+                block.c = c.wrapping_add(offset);
+                block.c_row_bytes = self.c_row_stride * size_of::<f32>();
+                block.accumulate = accumulate;
+                // SAFETY: the whole block is inside C.
+                unsafe { self.session.block::<R>(&block) };
+            }
+            Output::F32(c) => {
+                block.c = sums.0.as_mut_ptr();
+                // SAFETY: `sums` holds a block; `rows` and `cols` of C are inside the matrix.
+                unsafe {
+                    self.session.block::<R>(&block);
+                    let c = c.wrapping_add(offset);
+                    self.how.vectors.write_f32(sums, rows, cols, c, self.c_row_stride, accumulate);
+                }
+            }
+            Output::Bf16(_) if !part.is_last => {
+                block.c = part.unfinished;
+                block.c_row_bytes = part.unfinished_row_bytes;
+                block.accumulate = !part.is_first;
+                // SAFETY: the caller vouches for the unfinished sums.
+                unsafe { self.session.block::<R>(&block) };
+            }
+            Output::Bf16(c) => {
+                if !part.is_first {
+                    block.accumulate = true;
+                    for (row, sums) in sums.0.chunks_exact_mut(BLOCK).take(R * TILE_ROWS).enumerate() {
+                        let unfinished = part.unfinished.wrapping_byte_add(row * part.unfinished_row_bytes);
+                        // SAFETY: the caller vouches for 16·R rows of unfinished sums.
+                        unsafe { sums.as_mut_ptr().copy_from_nonoverlapping(unfinished, BLOCK) };
+                    }
+                }
+                block.c = sums.0.as_mut_ptr();
+                // SAFETY: `sums` holds a block; `rows` and `cols` of C are inside the matrix.
+                unsafe {
+                    self.session.block::<R>(&block);
+                    let c = c.wrapping_add(offset);
+                    let accumulate = self.how.accumulate;
+                    self.how.vectors.write_bf16(sums, rows, cols, c, self.c_row_stride, accumulate);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

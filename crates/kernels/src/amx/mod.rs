@@ -1,0 +1,40 @@
+//! Matrix products on Intel AMX tiles: bf16 in, fp32 sums.
+//!
+//! A tile is a register of 16 rows of 64 bytes. `tdpbf16ps` multiplies a tile of 16 × 32 bf16 values (A)
+//! with a tile of 32 × 16 (B) and adds the 16 × 16 fp32 products to a third. B is held in *pairs*: row
+//! `p` of its tile has the values of rows `2p` and `2p + 1` of the matrix side by side, column by column.
+//! The instructions are described in Intel's "Software Developer's Manual", volume 2, and the
+//! programming model in volume 1, chapter 18.
+//!
+//! The code that walks matrices is generic over who executes a block of tiles (`tile`) and who moves
+//! elements (`vector`), so that it is tested on machines without AMX.
+
+mod matmul;
+mod packed;
+pub mod self_test;
+mod tile;
+mod vector;
+#[cfg(target_arch = "x86_64")]
+mod vector_avx512;
+
+pub use matmul::{MatmulOutput, Scratch, matmul_bf16, matmul_packed};
+pub use packed::{PackedB, pack_b};
+
+/// Proof that AMX works in this process: the CPU has it, the kernel granted it and the self-test passed.
+/// [`crate::Isa::amx`] gives it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Amx(());
+
+impl Amx {
+    /// To be called only by whoever has checked [`crate::Isa::amx_status`].
+    pub(crate) fn proven() -> Amx {
+        Amx(())
+    }
+}
+
+/// Configures this thread's tiles until the result is dropped; `None` without AMX.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub(crate) fn tile_session() -> Option<tile::Session<tile::NativeTiles>> {
+    let amx = crate::isa::Isa::best().amx()?;
+    Some(tile::Session::open(tile::NativeTiles::new(amx)))
+}

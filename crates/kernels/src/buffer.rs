@@ -1,0 +1,130 @@
+//! Memory for packed operands, aligned for whole cache lines and, when large, in huge pages.
+
+use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::ptr::NonNull;
+
+/// Bytes of a cache line, of a tile row and of the widest vector.
+const LINE_BYTES: usize = 64;
+/// Bytes of a huge page on x86-64 and on aarch64 with 4 KiB pages.
+const HUGE_PAGE_BYTES: usize = 2 << 20;
+/// From this size a buffer gets huge pages. Below it most of a huge page would be unused.
+const HUGE_PAGE_FROM_BYTES: usize = 512 << 10;
+
+/// A growable run of bytes that starts on a cache line. From 512 KiB on it starts on a 2 MiB border and
+/// asks for transparent huge pages: with 4 KiB pages the misses of address translation cost a tile
+/// matmul a third of its speed and more.
+pub struct Buffer {
+    start: NonNull<u8>,
+    layout: Layout,
+}
+
+// SAFETY: the buffer owns its memory alone, like a `Vec<u8>`.
+unsafe impl Send for Buffer {}
+// SAFETY: shared references give only shared access to the bytes.
+unsafe impl Sync for Buffer {}
+
+impl Buffer {
+    /// A buffer without memory.
+    pub const fn new() -> Self {
+        Buffer { start: NonNull::<Line>::dangling().cast(), layout: Layout::new::<()>() }
+    }
+
+    /// Bytes held.
+    pub fn len(&self) -> usize {
+        self.layout.size()
+    }
+
+    /// Whether no memory is held.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Makes room for at least `bytes`. When the buffer grows its contents become zeros; otherwise
+    /// they stay.
+    pub fn reserve(&mut self, bytes: usize) {
+        if bytes <= self.len() {
+            return;
+        }
+        let align = if bytes >= HUGE_PAGE_FROM_BYTES { HUGE_PAGE_BYTES } else { LINE_BYTES };
+        let layout = Layout::from_size_align(bytes, align).map(|layout| layout.pad_to_align());
+        let Ok(layout) = layout else { panic!("{bytes} bytes are more than the address space holds") };
+        *self = Buffer::new();
+        // SAFETY: the layout has a size above zero, because `bytes` is above the current length.
+        let Some(start) = NonNull::new(unsafe { alloc(layout) }) else { handle_alloc_error(layout) };
+        if align == HUGE_PAGE_BYTES {
+            ask_for_huge_pages(start, layout.size());
+        }
+        // SAFETY: `start` is valid for writes of the whole layout, which was just allocated.
+        unsafe { start.as_ptr().write_bytes(0, layout.size()) };
+        *self = Buffer { start, layout };
+    }
+
+    /// The first byte; a multiple of 64.
+    pub fn as_ptr(&self) -> *const u8 {
+        self.start.as_ptr()
+    }
+
+    /// The first byte, for writing; a multiple of 64.
+    pub fn as_mut_ptr(&mut self) -> *mut u8 {
+        self.start.as_ptr()
+    }
+}
+
+#[repr(align(64))]
+struct Line(#[allow(dead_code)] [u8; LINE_BYTES]);
+
+#[cfg(target_os = "linux")]
+fn ask_for_huge_pages(start: NonNull<u8>, bytes: usize) {
+    // SAFETY: the range was just allocated and belongs to the caller; the advice changes how it is backed,
+    // not what it holds. A refusal costs speed only, so the result is not looked at.
+    unsafe { libc::madvise(start.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE) };
+}
+
+#[cfg(not(target_os = "linux"))]
+fn ask_for_huge_pages(_start: NonNull<u8>, _bytes: usize) {}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if !self.is_empty() {
+            // SAFETY: a buffer with a size was allocated by `reserve` with this very layout.
+            unsafe { dealloc(self.start.as_ptr(), self.layout) };
+        }
+    }
+}
+
+impl Default for Buffer {
+    fn default() -> Self {
+        Buffer::new()
+    }
+}
+
+impl std::fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Buffer").field("bytes", &self.len()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_are_aligned_zeroed_and_keep_their_contents_when_large_enough() {
+        let mut buffer = Buffer::new();
+        assert!(buffer.is_empty());
+        assert_eq!(buffer.as_ptr() as usize % 64, 0);
+        for bytes in [1, 100, 4096, (512 << 10) + 1, 5 << 20] {
+            buffer.reserve(bytes);
+            assert!(buffer.len() >= bytes);
+            let align = if bytes < 512 << 10 { 64 } else { 2 << 20 };
+            assert_eq!(buffer.as_ptr() as usize % align, 0);
+            // SAFETY: the buffer holds at least `bytes` initialised bytes.
+            let contents = unsafe { std::slice::from_raw_parts_mut(buffer.as_mut_ptr(), bytes) };
+            assert!(contents.iter().all(|&byte| byte == 0));
+            contents.fill(7);
+            buffer.reserve(bytes / 2);
+            // SAFETY: as above; `reserve` with less than the length changes nothing.
+            assert_eq!(unsafe { *buffer.as_ptr().add(bytes - 1) }, 7);
+        }
+    }
+}
