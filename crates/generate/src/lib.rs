@@ -1,1 +1,7 @@
-//! Work in progress.
+//! Decoding: choosing the next token, for one sequence or many at once.
+
+mod decode;
+mod sampler;
+
+pub use decode::{Finish, GenerateError, Generated, Limits, generate};
+pub use sampler::{Sampler, Sampling};

@@ -2,12 +2,14 @@
 
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::ModelError;
 
 /// The shape of a Llama-shaped decoder: everything needed to compute it but the weights.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Config {
     /// Rows of the token embedding.
     pub vocab_size: usize,
@@ -41,7 +43,8 @@ pub struct Config {
 
 /// Llama 3's rotary scaling: low frequencies are divided by `factor`, high ones kept, and those
 /// between blended (`rope_type` "llama3" of transformers, `modeling_rope_utils.py`).
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Llama3Scaling {
     /// Divides the frequencies of long wavelengths.
     pub factor: f64,

@@ -10,6 +10,9 @@ pub enum TrainError {
     /// A model's files.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// The data.
+    #[error(transparent)]
+    Data(#[from] strata_data::DataError),
     /// The operating system refused.
     #[error("cannot {doing} {}: {source}", path.display())]
     Io {

@@ -3,24 +3,36 @@
 //! A stage (one file each) reads its data, asks the [`plan`] for a recipe, and hands both to the
 //! [`trainer`], which steps, measures and saves. Nothing here prints: a run tells [`Event`]s.
 
-mod batch;
+pub mod base;
+mod batches;
 pub mod checkpoint;
+pub mod command;
+pub mod dialogue;
 pub mod error;
+pub mod examples;
 pub mod learner;
+pub mod machine;
 pub mod metrics;
 pub mod plan;
 pub mod progress;
+pub mod run;
 pub mod schedule;
 pub mod stop;
 pub mod trainer;
 
-pub use batch::Batch;
+pub use base::{BaseRequest, train_base};
 pub use checkpoint::{Checkpoint, Moments, RunState};
+pub use command::train_command;
+pub use dialogue::train_dialogue;
 pub use error::TrainError;
+pub use examples::ExamplesRequest;
 pub use learner::{Batches, Learner};
+pub use machine::Machine;
 pub use metrics::Metrics;
 pub use plan::{Budget, Dial, Overrides, Recipe};
 pub use progress::{Event, Progress, StepReport, Validation};
+pub use run::{Finished, Workplace};
 pub use schedule::{Decay, Schedule};
 pub use stop::Stop;
+pub use strata_data::Batch;
 pub use trainer::{Outcome, RunFiles, Trainer};

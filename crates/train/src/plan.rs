@@ -40,7 +40,7 @@ pub struct Recipe {
 }
 
 /// What a person may set in a TOML file over the dial's choices; what is left out follows from the dial.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[allow(missing_docs, reason = "the names are those of Config and Recipe, where they are described")]
 pub struct Overrides {
@@ -305,7 +305,7 @@ impl Decisions {
 
 /// The Llama shape of a width: depth grows with it, heads are 64 wide (32 below width 256), the inner layer
 /// is 8/3 as wide, which gives SwiGLU's three matrices the weights of a plain layer's two (Shazeer 2020).
-fn shape(width: usize, sequence: usize, vocab_size: usize, overrides: &Overrides) -> Config {
+pub fn shape_of_width(width: usize, sequence: usize, vocab_size: usize, overrides: &Overrides) -> Config {
     let width = overrides.width.unwrap_or(width);
     let heads = overrides.heads.unwrap_or((width / if width < 256 { 32 } else { 64 }).max(1));
     Config {
@@ -335,7 +335,7 @@ fn choose_shape(
     decisions: &mut Decisions,
 ) -> Result<Config, TrainError> {
     let candidates: Vec<Config> =
-        (1..=64).map(|step| shape(64 * step, sequence, facts.vocab_size, overrides)).collect();
+        (1..=64).map(|step| shape_of_width(64 * step, sequence, facts.vocab_size, overrides)).collect();
     let distance = |config: &Config| match (dial.parameters, dial.seconds) {
         (Some(wanted), _) => (config.parameter_count() as f64 / wanted as f64).ln().abs(),
         (None, Some(_)) => {
@@ -457,7 +457,7 @@ mod tests {
 
     #[test]
     fn the_reference_shape_is_the_shape_of_its_width() {
-        let config = shape(384, 512, 8192, &Overrides::default());
+        let config = shape_of_width(384, 512, 8192, &Overrides::default());
         assert_eq!((config.layers, config.heads, config.ffn), (6, 6, 1024));
         // 89.65 MFLOP per token, the figure every speed is based on.
         assert!((flops_per_token(&config, 512) / 89.65e6 - 1.0).abs() < 1e-3);

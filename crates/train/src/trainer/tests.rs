@@ -125,7 +125,8 @@ struct Counting {
 impl Counting {
     fn batch(number: u64) -> Batch {
         let tokens: Vec<u32> = (0..8).map(|i| ((i + number) % VOCAB as u64) as u32).collect();
-        let targets = tokens.iter().map(|token| (2 * token + 1 + u32::from(number % 7 == 0)) % VOCAB as u32);
+        let targets =
+            tokens.iter().map(|token| (2 * token + 1 + u32::from(number.is_multiple_of(7))) % VOCAB as u32);
         Batch {
             targets: targets.collect(),
             weights: vec![1.0; tokens.len()],

@@ -1,0 +1,194 @@
+//! Stage one: a base model from raw text.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+use strata_data::packing::BatchOptions;
+use strata_data::shards::{self, HELD_OUT_FILE, ShardOptions, TRAIN_FILE};
+use strata_data::{BaseBatches, Batch, Corpus, DataError, Document, Shard, Tokenizer};
+use strata_model::{Decoder, Lineage};
+
+use crate::plan::{self, Dial, Facts, Overrides, plan_base};
+use crate::run::{self, Decided, Finished, Run, Workplace};
+use crate::{Event, TrainError, Trainer};
+
+/// What a person asks for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BaseRequest {
+    /// Name of the model.
+    pub name: String,
+    /// Files and folders of text.
+    pub corpus: Vec<PathBuf>,
+    /// Seconds from now to the finished model, or tokens, or parameters.
+    pub dial: Dial,
+    /// Settings that are not left to the dial.
+    pub overrides: Overrides,
+    /// Seed of weights and data order.
+    pub seed: u64,
+}
+
+const STAGE: &str = "base";
+/// Text that the tokenizer is learnt from: more changes few merges.
+const TOKENIZER_BYTES: u64 = 32 << 20;
+/// Text per second of budget that is used: reading and tokenizing more would take more than a tenth of it.
+const BYTES_PER_SECOND: f64 = 0.5e6;
+/// Held-out tokens that are measured during a run.
+const MEASURED_TOKENS: usize = 32 << 10;
+/// Seconds kept back for writing the finished model.
+const ENDING_SECONDS: f64 = 1.0;
+
+/// Trains a base model: reads the corpus, learns a tokenizer, asks the dial, trains, and puts the model into
+/// the home. An interrupted run of the same request goes on where it was.
+///
+/// # Errors
+/// The corpus cannot be read, a setting cannot be met, training diverges, or a file cannot be written.
+pub fn train_base(request: &BaseRequest, place: &mut Workplace<'_>) -> Result<Finished, TrainError> {
+    let began = Instant::now();
+    let run = Run::take(place.home, &request.name, place.restart)?;
+    let decided = match run.decided(STAGE, request)? {
+        Some(decided) => decided,
+        None => prepare(request, &run, place, began)?,
+    };
+    let tokenizer = Tokenizer::load(&run.data())?;
+    let recipe = &decided.recipe;
+
+    let train = Arc::new(Shard::open(&run.data().join(TRAIN_FILE))?);
+    let options = |rows, seed, endless| BatchOptions { rows, sequence: recipe.sequence, seed, endless };
+    let mut batches = BaseBatches::new(train, options(recipe.rows, recipe.seed, true))?;
+    let held_out = held_out_batches(&run, options(recipe.rows, 0, false))?;
+    let bytes = held_out.iter().map(|batch| batch.bytes).sum();
+
+    let mut learner = place.machine.training(Decoder::new(&decided.model, recipe.seed)?, recipe);
+    (place.progress)(Event::Phase(format!("training {}", request.name)));
+    let trainer = Trainer::new(
+        recipe,
+        &mut learner,
+        &mut batches,
+        (&held_out, bytes),
+        Some(&run.files),
+        place.progress,
+    )?;
+    let outcome = trainer.run(place.stop, place.progress)?;
+    if outcome.stopped {
+        return Ok(Finished { name: request.name.clone(), folder: None, outcome });
+    }
+
+    let lineage = Lineage {
+        name: request.name.clone(),
+        stage: STAGE.to_string(),
+        parent: None,
+        data: decided.data.clone(),
+        recipe: run::recipe_value(&decided),
+        seed: request.seed,
+        tokens: outcome.tokens,
+        flops: outcome.flops,
+        metrics: run::metrics(&outcome),
+        software: run::SOFTWARE.to_string(),
+    };
+    let folder = run::publish(place.home, &learner, &tokenizer, &lineage, place.progress)?;
+    run.close()?;
+    Ok(Finished { name: request.name.clone(), folder: Some(folder), outcome })
+}
+
+/// Everything before training: tokenizer, shards and decisions, in the run's folder. `run.toml` comes last, so
+/// that what is interrupted here begins anew.
+fn prepare(
+    request: &BaseRequest,
+    run: &Run,
+    place: &mut Workplace<'_>,
+    began: Instant,
+) -> Result<Decided<BaseRequest>, TrainError> {
+    run.clear()?;
+    let folder = run.data();
+    fs::create_dir_all(&folder).map_err(TrainError::io("create", &folder))?;
+    (place.progress)(Event::Phase("reading the corpus".into()));
+    let corpus = Corpus::open(&request.corpus)?;
+    if corpus.ignored_files() > 0 {
+        let count = corpus.ignored_files();
+        (place.progress)(Event::Note(format!("{count} files of other kinds in the folders are not read")));
+    }
+    let data = corpus.digests()?;
+    let bytes = corpus.bytes_on_disk()?;
+
+    (place.progress)(Event::Phase("learning a tokenizer".into()));
+    let vocab_size = request.overrides.vocab_size.unwrap_or(plan::vocab_size(bytes));
+    let tokenizer = Tokenizer::train(texts(sample(&corpus, bytes, TOKENIZER_BYTES)), vocab_size)?;
+    tokenizer.save(&folder)?;
+
+    (place.progress)(Event::Phase("tokenizing".into()));
+    let usable = request.dial.seconds.map_or(u64::MAX, |seconds| (seconds * BYTES_PER_SECOND) as u64);
+    if bytes > usable {
+        (place.progress)(Event::Note(format!(
+            "of the corpus's {} MB, about {} MB are read, spread evenly: more would leave no time for training",
+            bytes >> 20,
+            usable >> 20
+        )));
+    }
+    let report =
+        shards::build(sample(&corpus, bytes, usable), &tokenizer, &ShardOptions::default(), &folder)?;
+
+    let mut dial = request.dial;
+    let mut flops_per_second = 0.0;
+    if let Some(seconds) = dial.seconds {
+        flops_per_second = place.machine.training_rate()?;
+        let left = seconds - began.elapsed().as_secs_f64() - ENDING_SECONDS;
+        dial.seconds = Some(left.max(0.1 * seconds));
+    }
+    let facts = Facts {
+        flops_per_second,
+        threads: place.machine.cpu.threads(),
+        corpus_tokens: report.train_tokens,
+        vocab_size: tokenizer.vocab_size(),
+    };
+    let planned = plan_base(dial, facts, &request.overrides, request.seed)?;
+    let mut model = planned.shape;
+    model.bos = tokenizer.bos_id();
+    model.eos = tokenizer.eos_ids().to_vec();
+    run::tell(&planned.decisions, place.progress);
+    let decided = Decided {
+        stage: STAGE.to_string(),
+        request: request.clone(),
+        recipe: planned.recipe,
+        model,
+        decisions: planned.decisions,
+        data: data.into_iter().map(run::data_file).collect(),
+    };
+    run.decide(&decided)?;
+    Ok(decided)
+}
+
+/// Documents of about `wanted` of the corpus's `bytes`, spread evenly.
+fn sample(
+    corpus: &Corpus,
+    bytes: u64,
+    wanted: u64,
+) -> impl Iterator<Item = Result<Document, DataError>> + use<> {
+    let every = bytes.div_ceil(wanted.max(1)).max(1) as usize;
+    corpus.documents().step_by(every)
+}
+
+fn texts(
+    documents: impl Iterator<Item = Result<Document, DataError>>,
+) -> impl Iterator<Item = Result<String, DataError>> {
+    documents.map(|document| document.map(|document| document.text))
+}
+
+/// The batches that are measured; none when the corpus is too small to hold any out.
+fn held_out_batches(run: &Run, options: BatchOptions) -> Result<Vec<Batch>, TrainError> {
+    let shard = Arc::new(Shard::open(&run.data().join(HELD_OUT_FILE))?);
+    if shard.documents() == 0 {
+        return Ok(Vec::new());
+    }
+    let mut batches = BaseBatches::new(shard, options)?;
+    let mut held_out = Vec::new();
+    let most = MEASURED_TOKENS.div_ceil(options.rows * options.sequence).max(1);
+    while held_out.len() < most
+        && let Some(batch) = batches.next_batch()?
+    {
+        held_out.push(batch);
+    }
+    Ok(held_out)
+}
