@@ -13,6 +13,7 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::tokenizer::normalizer::SplitDelimiterBehavior;
 use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
 
+use super::words;
 use crate::error::DataError;
 
 /// How text is cut into words before merging: contractions, letters with one leading sign, *single*
@@ -66,19 +67,7 @@ impl WordCounts {
             .map(|pieces| {
                 let mut counts: HashMap<Vec<u8>, i64> = HashMap::new();
                 for piece in pieces {
-                    let mut words = PreTokenizedString::from(piece.as_str());
-                    split
-                        .pre_tokenize(&mut words)
-                        .map_err(|error| DataError::Tokenizer { path: None, problem: error.to_string() })?;
-                    for (word, _, _) in words.get_splits(OffsetReferential::Original, OffsetType::None) {
-                        for part in word.as_bytes().chunks(LONGEST_WORD) {
-                            if let Some(count) = counts.get_mut(part) {
-                                *count += 1;
-                            } else {
-                                counts.insert(part.to_vec(), 1);
-                            }
-                        }
-                    }
+                    count_words(split, piece, &mut counts)?;
                 }
                 Ok(counts)
             })
@@ -95,6 +84,34 @@ impl WordCounts {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+}
+
+fn count_words(split: &Split, text: &str, counts: &mut HashMap<Vec<u8>, i64>) -> Result<(), DataError> {
+    let mut count = |word: &str| {
+        for part in word.as_bytes().chunks(LONGEST_WORD) {
+            if let Some(count) = counts.get_mut(part) {
+                *count += 1;
+            } else {
+                counts.insert(part.to_vec(), 1);
+            }
+        }
+    };
+    for mut line in words::lines(text) {
+        if words::all_known(line) {
+            while !line.is_empty() {
+                let (word, rest) = line.split_at(words::next_word(line));
+                count(word);
+                line = rest;
+            }
+            continue;
+        }
+        let mut by_crate = PreTokenizedString::from(line);
+        split.pre_tokenize(&mut by_crate).map_err(super::failed)?;
+        for (word, _, _) in by_crate.get_splits(OffsetReferential::Original, OffsetType::None) {
+            count(word);
+        }
+    }
+    Ok(())
 }
 
 /// Tokens as byte strings, of which the first 256 are the single bytes, and the merges in order, as

@@ -6,14 +6,17 @@
 
 mod bpe;
 mod chat;
+mod fast;
 mod folder;
 mod stream;
 mod template;
 #[cfg(test)]
 pub(crate) mod tests;
+mod words;
 
 use std::sync::{Arc, OnceLock};
 
+use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 use tokenizers::DecoderWrapper;
 
@@ -52,6 +55,8 @@ struct Inner {
     marked: tokenizers::Tokenizer,
     /// Takes special tokens in text for ordinary characters.
     plain: tokenizers::Tokenizer,
+    /// Does what `plain` does, for tokenizers of our form.
+    fast: Option<fast::FastEncoder>,
     /// `tokenizer_config.json`.
     config: Map<String, Value>,
     bos: Option<u32>,
@@ -123,21 +128,25 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>, DataError> {
-        let encoding = self.inner.plain.encode_fast(text, false).map_err(failed)?;
-        self.without_special(text, encoding.get_ids().to_vec())
+        let Some(fast) = &self.inner.fast else { return self.encode_by_crate(text) };
+        let mut ids = Vec::with_capacity(text.len() / 3);
+        fast.encode(text, &mut ids, |text| self.encode_by_crate(text))?;
+        Ok(ids)
     }
 
     /// [`Tokenizer::encode_plain`] of many texts, on all cores.
     ///
     /// # Errors
-    /// As [`Tokenizer::encode`].
+    /// As [`Tokenizer::encode`], of the first text that fails.
     pub fn encode_plain_batch(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>, DataError> {
-        let encodings = self.inner.plain.encode_batch_fast(texts.to_vec(), false).map_err(failed)?;
-        texts
-            .iter()
-            .zip(encodings)
-            .map(|(text, encoding)| self.without_special(text, encoding.get_ids().to_vec()))
-            .collect()
+        let all: Vec<Result<Vec<u32>, DataError>> =
+            texts.par_iter().map(|text| self.encode_plain(text)).collect();
+        all.into_iter().collect()
+    }
+
+    fn encode_by_crate(&self, text: &str) -> Result<Vec<u32>, DataError> {
+        let encoding = self.inner.plain.encode_fast(text, false).map_err(failed)?;
+        self.without_special(text, encoding.get_ids().to_vec())
     }
 
     /// Models that look a whole word up in the vocabulary can find a special token even in plain text.
@@ -272,11 +281,13 @@ impl Tokenizer {
         }
         let sha256 = hash::sha256(marked.to_string(false).map_err(failed)?.as_bytes());
         let templates = template::Templates::new(&config, sources)?;
+        let fast = fast::FastEncoder::of(json);
         let own_chat = chat::OwnChat::of(&marked, &templates);
         Ok(Tokenizer {
             inner: Arc::new(Inner {
                 marked,
                 plain,
+                fast,
                 config,
                 bos,
                 pad,
@@ -342,19 +353,13 @@ fn own_json(vocabulary: &bpe::Vocabulary) -> Vec<u8> {
         })
         .collect();
     let begin = SPECIAL_TOKENS.iter().position(|token| *token == BEGIN);
-    let byte_level = json!({
-        "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false
-    });
     json!({
         "version": "1.0",
         "truncation": null,
         "padding": null,
         "added_tokens": added,
         "normalizer": null,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
-            {"type": "Split", "pattern": {"Regex": bpe::SPLIT}, "behavior": "Isolated", "invert": false},
-            byte_level
-        ]},
+        "pre_tokenizer": fast::pre_tokenizer(),
         "post_processor": {
             "type": "TemplateProcessing",
             "single": [{"SpecialToken": {"id": BEGIN, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
@@ -364,7 +369,7 @@ fn own_json(vocabulary: &bpe::Vocabulary) -> Vec<u8> {
             ],
             "special_tokens": {BEGIN: {"id": BEGIN, "ids": [begin], "tokens": [BEGIN]}}
         },
-        "decoder": byte_level,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
         "model": {
             "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
             "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,

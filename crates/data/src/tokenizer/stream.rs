@@ -53,8 +53,11 @@ impl StreamDecoder {
                     return Ok(None);
                 }
                 let new = text.strip_prefix(before.as_str()).unwrap_or_default().to_string();
-                // Decoders look at most at the piece before, for a space between the two.
-                ids.drain(..*done);
+                // Decoders look at most at the text before, for a space between the two; so the window
+                // moves on only when there is new text to stand before the next.
+                if !new.is_empty() {
+                    ids.drain(..*done);
+                }
                 *done = ids.len();
                 new
             }

@@ -232,6 +232,59 @@ fn the_vocabulary_has_the_size_asked_for_or_as_many_as_repeat() {
 }
 
 #[test]
+fn decoders_that_look_at_the_piece_before_stream_as_they_decode() {
+    // The decoder of SentencePiece models: a space for each mark but the first, bytes spelled out.
+    let pieces = ["<unk>", "▁Hello", "▁world", "!", "<0xE2>", "<0x82>", "<0xAC>", "<s>"];
+    let vocab: Map<String, Value> =
+        pieces.iter().enumerate().map(|(id, piece)| (piece.to_string(), json!(id))).collect();
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "pre_tokenizer": null,
+        "added_tokens": [{"id": 7, "content": "<s>", "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true}],
+        "post_processor": null,
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"},
+            {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+        ]},
+        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"}
+    });
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let tokenizer = Tokenizer::load(folder.path()).unwrap();
+    assert_eq!(tokenizer.decode(&[1, 2, 3, 4, 5, 6], false).unwrap(), "Hello world!€");
+    for ids in [&[7, 1, 2, 3, 4, 5, 6, 1][..], &[1, 7, 1, 4, 5], &[4, 5, 1, 2], &[4], &[2, 2, 7], &[]] {
+        for skip in [false, true] {
+            assert_eq!(streamed(&tokenizer, ids, skip), tokenizer.decode(ids, skip).unwrap(), "{ids:?}");
+        }
+    }
+}
+
+#[test]
+fn the_fast_way_is_taken_by_our_tokenizers_and_by_no_others() {
+    assert!(tiny().inner.fast.is_some());
+    let Some(fixtures) = shared("fixtures/hf") else { return };
+    for family in ["llama", "llama3", "cohere", "gpt2", "mamba2"] {
+        assert!(Tokenizer::load(&fixtures.join(family)).unwrap().inner.fast.is_none(), "{family}");
+    }
+}
+
+#[test]
+fn real_text_has_the_ids_of_the_crate() {
+    let Some(folder) = shared("data/text") else { return };
+    let text = std::fs::read_to_string(folder.join("inaugural.txt")).unwrap();
+    let part = crate::split::blocks(&text, 200_000)[0];
+    let tokenizer = Tokenizer::train([Ok(part)], 2000).unwrap();
+    assert_eq!(tokenizer.vocab_size(), 2000);
+    assert_eq!(tokenizer.encode_plain(part).unwrap(), tokenizer.encode_by_crate(part).unwrap());
+}
+
+#[test]
+fn long_words_have_the_ids_of_the_crate() {
+    let text = format!("the water {}\nwas low {}", "the".repeat(300), "a".repeat(5000));
+    assert_eq!(tiny().encode_plain(&text).unwrap(), tiny().encode_by_crate(&text).unwrap());
+}
+
+#[test]
 fn every_digit_is_a_token_of_its_own() {
     let text = "1234567 and 12";
     let tokens = tiny().encode_plain(text).unwrap();
@@ -345,6 +398,13 @@ proptest! {
         prop_assert_eq!(tiny().decode(&ids, true).unwrap(), text.as_str());
         let bytes: u32 = ids.iter().map(|id| tiny().byte_lengths()[*id as usize]).sum();
         prop_assert_eq!(bytes as usize, text.len());
+    }
+
+    #[test]
+    fn the_fast_way_gives_the_ids_of_the_crate(
+        text in "([a-z ]{1,6}|the |water|\\PC|\n{1,2}|\r\n|[ \t]|'[a-zA-Z]{1,2}|[0-9]|\u{17f}|\u{1680}|日本語|🎉){0,60}"
+    ) {
+        prop_assert_eq!(tiny().encode_plain(&text).unwrap(), tiny().encode_by_crate(&text).unwrap());
     }
 
     #[test]
