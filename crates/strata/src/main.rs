@@ -1,2 +1,57 @@
-//! The Strata binary.
-fn main() {}
+//! `strata`: language models made, judged and served on your own machines.
+
+mod commands;
+mod evaluate;
+mod failure;
+mod machine;
+mod show;
+
+use clap::{Parser, Subcommand};
+
+/// Make your own language models on machines you already have, and use them there.
+#[derive(Parser)]
+#[command(name = "strata", version, propagate_version = true, arg_required_else_help = true)]
+#[command(after_help = "Example:\n  strata demo --minutes 5.5\n\nModels live in $STRATA_HOME (default: the \
+                        platform's data folder).\nSTRATA_ISA=amx|avx512|avx2|portable chooses the instruction set.")]
+struct Arguments {
+    #[command(flatten)]
+    machine: machine::MachineArguments,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make a base, a command and a dialogue model in a few minutes and compare them.
+    Demo(commands::demo::DemoArguments),
+    /// Train one stage: base, command or dialogue.
+    Train(commands::train::TrainArguments),
+    /// Continue a text, or answer it, with a model.
+    Generate(commands::generate::GenerateArguments),
+    /// Talk with a model.
+    Chat(commands::chat::ChatArguments),
+    /// Measure a model on tasks or on text.
+    Eval(commands::eval::EvalArguments),
+    /// List models, or show where one comes from.
+    Models(commands::models::ModelsArguments),
+    /// Measure how fast this machine trains and decodes.
+    Bench(commands::bench::BenchArguments),
+}
+
+fn main() -> std::process::ExitCode {
+    // Wrong usage ends here with code 2, and --help with 0.
+    let Arguments { machine, command } = Arguments::parse();
+    let result = machine.open().and_then(|place| match command {
+        Command::Demo(arguments) => commands::demo::run(arguments, &place),
+        Command::Train(arguments) => commands::train::run(arguments, &place),
+        Command::Generate(arguments) => commands::generate::run(arguments, &place),
+        Command::Chat(arguments) => commands::chat::run(arguments, &place),
+        Command::Eval(arguments) => commands::eval::run(arguments, &place),
+        Command::Models(arguments) => commands::models::run(arguments, &place),
+        Command::Bench(arguments) => commands::bench::run(arguments, &place),
+    });
+    match result {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => failure::report(&error),
+    }
+}

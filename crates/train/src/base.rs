@@ -36,7 +36,7 @@ const TOKENIZER_BYTES: u64 = 32 << 20;
 /// Text per second of budget that is used: reading and tokenizing more would take more than a tenth of it.
 const BYTES_PER_SECOND: f64 = 0.5e6;
 /// Held-out tokens that are measured during a run.
-const MEASURED_TOKENS: usize = 32 << 10;
+const MEASURED_TOKENS: usize = 16 << 10;
 /// Seconds kept back for writing the finished model.
 const ENDING_SECONDS: f64 = 1.0;
 

@@ -46,7 +46,7 @@ pub struct Source {
 /// Fraction of the examples that is held out, by the hash of the prompt.
 const HELD_OUT: f64 = 0.02;
 /// Held-out tokens that are measured during a run.
-const MEASURED_TOKENS: usize = 32 << 10;
+const MEASURED_TOKENS: usize = 16 << 10;
 /// Seconds kept back for writing the finished model.
 const ENDING_SECONDS: f64 = 1.0;
 

@@ -56,6 +56,8 @@ impl RunFiles {
 
 /// Held-out measurements per run, spread evenly; the last is at the end.
 const VALIDATIONS: f64 = 10.0;
+/// Fraction of a time budget that measurements before the last may take.
+const VALIDATION_SHARE: f64 = 0.04;
 /// Seconds over which the shown rate is averaged.
 const RATE_WINDOW: f64 = 10.0;
 
@@ -146,7 +148,8 @@ impl<'a> Trainer<'a> {
             stepping += seconds;
             let steps = (self.state.step - first_step) as f64;
             self.step_seconds += (seconds - self.step_seconds) / steps.min(20.0);
-            let due = (self.fraction() * VALIDATIONS).floor() > (before * VALIDATIONS).floor();
+            let validations = self.validations();
+            let due = (self.fraction() * validations).floor() > (before * validations).floor();
             if due && !self.finished() {
                 validation = self.validate(progress)?;
             }
@@ -230,6 +233,13 @@ impl<'a> Trainer<'a> {
         }
         progress(Event::Validated { step, validation });
         Ok(Some(validation))
+    }
+
+    /// How many measurements the run has time for.
+    fn validations(&self) -> f64 {
+        let affordable =
+            |seconds: f64| (VALIDATION_SHARE * seconds / self.validation_seconds.max(1e-9)).floor();
+        self.recipe.budget.seconds.map_or(VALIDATIONS, |seconds| affordable(seconds).clamp(1.0, VALIDATIONS))
     }
 
     fn save(&mut self, files: &RunFiles, progress: &mut Progress<'_>) -> Result<(), TrainError> {

@@ -1,0 +1,254 @@
+//! `strata bench`
+
+use std::time::Instant;
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use serde_json::json;
+use strata_data::Batch;
+use strata_model::{Config, Decoder, Input, Training, Wanted};
+use strata_tensor::AdamW;
+use strata_train::Learner;
+use strata_train::plan::{flops_per_token, matmul_parameters};
+
+use super::{print_json, print_line};
+use crate::failure::BadInput;
+use crate::machine::{Place, peak_flops};
+use crate::show::thousands;
+
+/// Arguments of `strata bench`.
+#[derive(Args)]
+#[command(after_help = "Example:\n  strata bench train --json")]
+pub struct BenchArguments {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Full training steps: forward, backward, clipping, AdamW.
+    #[command(after_help = "Example:\n  strata bench train --width 256 --layers 4 --heads 4 --ffn 704")]
+    Train(TrainBench),
+    /// Decoding one sequence token by token.
+    #[command(after_help = "Example:\n  strata bench decode --json")]
+    Decode(DecodeBench),
+}
+
+#[derive(Args)]
+struct Shape {
+    /// Width of the residual stream
+    #[arg(long, default_value_t = 384)]
+    width: usize,
+    /// Number of blocks
+    #[arg(long, default_value_t = 6)]
+    layers: usize,
+    /// Attention heads per block
+    #[arg(long, default_value_t = 6)]
+    heads: usize,
+    /// Width of the inner layer
+    #[arg(long, default_value_t = 1024)]
+    ffn: usize,
+    /// Size of the vocabulary
+    #[arg(long, default_value_t = 8192)]
+    vocab: usize,
+    /// Tokens per sequence
+    #[arg(long, default_value_t = 512)]
+    seq: usize,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct TrainBench {
+    #[command(flatten)]
+    shape: Shape,
+    /// Sequences per step
+    #[arg(long, default_value_t = 16)]
+    batch: usize,
+    /// Steps that are timed, after two that are not
+    #[arg(long, default_value_t = 10)]
+    steps: usize,
+}
+
+#[derive(Args)]
+struct DecodeBench {
+    #[command(flatten)]
+    shape: Shape,
+    /// Tokens that are decoded
+    #[arg(long, default_value_t = 64)]
+    tokens: usize,
+}
+
+/// Seconds for which the peak is measured.
+const PEAK_SECONDS: f64 = 0.5;
+
+/// Runs the command.
+pub fn run(arguments: BenchArguments, place: &Place) -> Result<()> {
+    match arguments.what {
+        What::Train(bench) => train(&bench, place),
+        What::Decode(bench) => decode(&bench, place),
+    }
+}
+
+impl Shape {
+    fn config(&self) -> Result<Config> {
+        let bad = |text: &str| Err(BadInput(text.to_string()).into());
+        if self.heads == 0 || !self.width.is_multiple_of(self.heads) {
+            return bad("--heads must divide --width");
+        }
+        if self.seq == 0 {
+            return bad("--seq must be at least 1");
+        }
+        let config = Config {
+            vocab_size: self.vocab,
+            width: self.width,
+            layers: self.layers,
+            heads: self.heads,
+            kv_heads: self.heads,
+            head_dim: self.width / self.heads,
+            ffn: self.ffn,
+            max_positions: self.seq,
+            norm_epsilon: 1e-5,
+            rope_theta: 10000.0,
+            rope_scaling: None,
+            tied: false,
+            bos: None,
+            eos: Vec::new(),
+        };
+        config.check(std::path::Path::new("the shape given"))?;
+        Ok(config)
+    }
+
+    /// Tokens that look random, the same in every run.
+    fn tokens(&self, count: usize) -> Vec<u32> {
+        let next = |state: &mut u64| {
+            *state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            Some(((*state >> 33) % self.vocab as u64) as u32)
+        };
+        std::iter::successors(Some(1u64), |_| None)
+            .flat_map(|seed| {
+                let mut state = seed;
+                std::iter::from_fn(move || next(&mut state))
+            })
+            .take(count)
+            .collect()
+    }
+}
+
+fn train(bench: &TrainBench, place: &Place) -> Result<()> {
+    let config = bench.shape.config()?;
+    if bench.batch == 0 || bench.steps == 0 {
+        return Err(BadInput("--batch and --steps must be at least 1".into()).into());
+    }
+    let machine = &place.machine;
+    let peak = peak_flops(machine, PEAK_SECONDS);
+    let count = bench.batch * bench.shape.seq;
+    let mut tokens = bench.shape.tokens(count + 1);
+    let targets = tokens[1..].to_vec();
+    tokens.truncate(count);
+    let starts = (0..bench.batch).map(|row| (row * bench.shape.seq) as u32).collect();
+    let batch = Batch { tokens, targets, weights: vec![1.0; count], starts, bytes: 0 };
+    let flops = flops_per_token(&config, bench.shape.seq);
+    let mut training =
+        Training::new(Decoder::new(&config, 1)?, machine.cpu.clone(), machine.precision, AdamW::default());
+    let learner: &mut dyn Learner = &mut training;
+    let mut step = || -> Result<f64> {
+        let loss = learner.loss_and_gradients(&batch, count as f32)?;
+        let norm = learner.gradient_norm();
+        learner.optimizer_step(1e-4, if norm > 1.0 { 1.0 / norm } else { 1.0 });
+        Ok(loss / count as f64)
+    };
+    for _ in 0..2 {
+        step()?;
+    }
+    let started = Instant::now();
+    let mut loss = 0.0;
+    for _ in 0..bench.steps {
+        loss = step()?;
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    let tokens_per_second = (count * bench.steps) as f64 / seconds;
+    let reached = tokens_per_second * flops;
+    let memory = peak_memory();
+    if bench.shape.json {
+        return print_json(&json!({
+            "tokens_per_second": tokens_per_second,
+            "tflops": reached / 1e12,
+            "peak_tflops": peak / 1e12,
+            "utilisation": reached / peak,
+            "isa": machine.cpu.isa().name(),
+            "precision": format!("{:?}", machine.precision).to_lowercase(),
+            "threads": machine.cpu.threads(),
+            "peak_memory_bytes": memory,
+            "parameters": config.parameter_count(),
+            "flops_per_token": flops,
+            "loss": loss,
+            "steps": bench.steps,
+            "seconds": seconds,
+        }));
+    }
+    print_line(&format!(
+        "{} tokens/s, {:.3} of {:.3} TFLOP/s ({:.1} %) with {} on {} threads, {} MB of memory at most",
+        thousands(tokens_per_second),
+        reached / 1e12,
+        peak / 1e12,
+        100.0 * reached / peak,
+        machine.cpu.isa().name(),
+        machine.cpu.threads(),
+        memory.map_or("?".to_string(), |bytes| (bytes >> 20).to_string())
+    ))
+}
+
+fn decode(bench: &DecodeBench, place: &Place) -> Result<()> {
+    let config = bench.shape.config()?;
+    let count = bench.tokens.min(bench.shape.seq.saturating_sub(1));
+    if count == 0 {
+        return Err(BadInput("--tokens and --seq leave nothing to decode".into()).into());
+    }
+    let machine = &place.machine;
+    let decoder = Decoder::new(&config, 1)?;
+    let prompt = bench.shape.tokens(bench.shape.seq - count);
+    let step = |state: &mut strata_model::State, tokens: &[u32]| -> Result<()> {
+        let mut inputs = [Input { state, tokens }];
+        decoder.step(&machine.cpu, &mut inputs, Wanted::Last)?;
+        Ok(())
+    };
+    // Once to bring the weights into memory.
+    step(&mut decoder.new_state(), &prompt[..1])?;
+    let mut state = decoder.new_state();
+    let started = Instant::now();
+    step(&mut state, &prompt)?;
+    let prompt_seconds = started.elapsed().as_secs_f64();
+    let started = Instant::now();
+    for token in bench.shape.tokens(count) {
+        step(&mut state, &[token])?;
+    }
+    let tokens_per_second = count as f64 / started.elapsed().as_secs_f64();
+    // Every weight of a matrix product is read once per token, as f32.
+    let bytes_per_token = 4.0 * matmul_parameters(&config);
+    let prompt_rate = prompt.len() as f64 / prompt_seconds;
+    if bench.shape.json {
+        return print_json(&json!({
+            "tokens_per_second": tokens_per_second,
+            "prompt_tokens_per_second": prompt_rate,
+            "bytes_per_token": bytes_per_token,
+            "read_bytes_per_second": bytes_per_token * tokens_per_second,
+            "isa": machine.cpu.isa().name(),
+            "threads": machine.cpu.threads(),
+        }));
+    }
+    print_line(&format!(
+        "{} tokens/s decoded, {} tokens/s of prompt read, {:.1} GB/s of weights",
+        thousands(tokens_per_second),
+        thousands(prompt_rate),
+        bytes_per_token * tokens_per_second / 1e9
+    ))
+}
+
+/// The most memory this process held at once, where the system tells (`VmHWM` of Linux).
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()? << 10)
+}

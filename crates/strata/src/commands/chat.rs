@@ -1,0 +1,131 @@
+//! `strata chat`
+
+use std::io::{BufRead, IsTerminal, Write};
+
+use anyhow::Result;
+use clap::Args;
+use rustyline::error::ReadlineError;
+use strata_data::{Message, Role, StreamDecoder};
+use strata_generate::{Limits, generate};
+
+use super::generate::SamplingArguments;
+use super::print_line;
+use crate::evaluate::Opened;
+use crate::machine::Place;
+
+/// Arguments of `strata chat`.
+#[derive(Args)]
+#[command(
+    after_help = "Example:\n  strata chat demo-dialogue\n\nIn the chat, /new begins anew and /quit ends it. \
+                        Without a terminal, every line of the input is a turn."
+)]
+pub struct ChatArguments {
+    /// Name of a model, or path of a Hugging Face folder
+    model: String,
+    /// What the model is told before the conversation
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+    /// Most tokens of an answer
+    #[arg(long, default_value_t = 256, value_name = "N")]
+    max_tokens: usize,
+    #[command(flatten)]
+    sampling: SamplingArguments,
+}
+
+/// Runs the command.
+pub fn run(arguments: ChatArguments, place: &Place) -> Result<()> {
+    let model = Opened::load(&place.home.resolve(&arguments.model)?)?;
+    let beginning: Vec<Message> =
+        arguments.system.iter().map(|system| Message::new(Role::System, system.clone())).collect();
+    let mut messages = beginning.clone();
+    let mut lines = Lines::open()?;
+    while let Some(line) = lines.next()? {
+        match line.trim() {
+            "" => continue,
+            "/quit" | "/exit" => break,
+            "/new" => {
+                messages = beginning.clone();
+                eprintln!("(a new conversation)");
+                continue;
+            }
+            text => messages.push(Message::new(Role::User, text)),
+        }
+        let answer = answer(&model, &arguments, place, &mut messages, beginning.len())?;
+        messages.push(Message::new(Role::Assistant, answer));
+    }
+    Ok(())
+}
+
+/// Answers the last turn, as it is written. The oldest turns are forgotten when the context is full.
+fn answer(
+    model: &Opened,
+    arguments: &ChatArguments,
+    place: &Place,
+    messages: &mut Vec<Message>,
+    kept: usize,
+) -> Result<String> {
+    let context = model.decoder.config().max_positions;
+    let room = arguments.max_tokens.min(context / 2);
+    let mut ids = model.tokenizer.encode_prompt(messages)?;
+    let mut forgotten = 0;
+    while ids.len() + room > context && messages.len() > kept + 2 {
+        messages.drain(kept..kept + 2);
+        forgotten += 2;
+        ids = model.tokenizer.encode_prompt(messages)?;
+    }
+    if forgotten > 0 {
+        eprintln!("(the context of {context} tokens is full; the oldest {forgotten} messages are forgotten)");
+    }
+    let limits = Limits { max_tokens: arguments.max_tokens, stop: model.stop() };
+    let mut decoder = StreamDecoder::new(&model.tokenizer, true);
+    let mut failed = None;
+    let mut write = |text: Option<String>| -> Result<()> {
+        let mut out = std::io::stdout().lock();
+        out.write_all(text.unwrap_or_default().as_bytes())?;
+        Ok(out.flush()?)
+    };
+    let sampling = arguments.sampling.sampling();
+    let results = generate(&model.decoder, &place.machine.cpu, &[ids], &limits, sampling, |_, token| {
+        failed = decoder.push(token).map_err(anyhow::Error::from).and_then(&mut write).err();
+        failed.is_none()
+    })?;
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    write(decoder.finish()?)?;
+    print_line("")?;
+    Ok(model.tokenizer.decode(&results[0].tokens, true)?)
+}
+
+/// Lines from a terminal with editing and history, or plain ones.
+enum Lines {
+    Terminal(Box<rustyline::DefaultEditor>),
+    Plain(std::io::StdinLock<'static>),
+}
+
+impl Lines {
+    fn open() -> Result<Lines> {
+        if std::io::stdin().is_terminal() {
+            eprintln!("(write and press Enter; /new begins anew, /quit or Ctrl-D ends)");
+            return Ok(Lines::Terminal(Box::new(rustyline::DefaultEditor::new()?)));
+        }
+        Ok(Lines::Plain(std::io::stdin().lock()))
+    }
+
+    fn next(&mut self) -> Result<Option<String>> {
+        match self {
+            Lines::Terminal(editor) => match editor.readline("> ") {
+                Ok(line) => {
+                    editor.add_history_entry(&line)?;
+                    Ok(Some(line))
+                }
+                Err(ReadlineError::Eof | ReadlineError::Interrupted) => Ok(None),
+                Err(error) => Err(error.into()),
+            },
+            Lines::Plain(input) => {
+                let mut line = String::new();
+                Ok((input.read_line(&mut line)? > 0).then_some(line))
+            }
+        }
+    }
+}

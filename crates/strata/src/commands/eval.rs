@@ -1,0 +1,97 @@
+//! `strata eval`
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use serde_json::json;
+use strata_data::packing::BatchOptions;
+use strata_data::{BaseBatches, Corpus, Shard, Task, records, shards};
+use strata_model::Training;
+use strata_tensor::AdamW;
+use strata_train::trainer::measure;
+
+use super::{print_json, print_line};
+use crate::evaluate::{Opened, answers, require_some, score};
+use crate::machine::Place;
+
+/// Arguments of `strata eval`.
+#[derive(Args)]
+#[command(after_help = "Example:\n  strata eval demo-command --tasks tasks.jsonl\n  \
+                        strata eval demo-base --text held-out.txt")]
+#[command(group = clap::ArgGroup::new("what").required(true).args(["tasks", "text"]))]
+pub struct EvalArguments {
+    /// Name of a model, or path of a Hugging Face folder
+    model: String,
+    /// Files of {"prompt" or "messages", "answer", "family"} lines: exact-match accuracy
+    #[arg(long, num_args = 1.., value_name = "PATH")]
+    tasks: Vec<PathBuf>,
+    /// Files or folders of text: bits per byte
+    #[arg(long, num_args = 1.., value_name = "PATH")]
+    text: Vec<PathBuf>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Rows measured at once.
+const ROWS: usize = 8;
+/// Longest row: a longer one would need much memory for its attention.
+const LONGEST_ROW: usize = 1024;
+
+/// Runs the command.
+pub fn run(arguments: EvalArguments, place: &Place) -> Result<()> {
+    let model = Opened::load(&place.home.resolve(&arguments.model)?)?;
+    if arguments.text.is_empty() {
+        on_tasks(&model, &arguments, place)
+    } else {
+        on_text(model, &arguments, place)
+    }
+}
+
+fn on_tasks(model: &Opened, arguments: &EvalArguments, place: &Place) -> Result<()> {
+    let tasks: Vec<Task> = records::tasks(&arguments.tasks)?.collect::<Result<_, _>>()?;
+    require_some(&tasks)?;
+    let (all, families) = score(&tasks, &answers(model, &place.machine.cpu, &tasks)?);
+    if arguments.json {
+        let families: serde_json::Map<String, serde_json::Value> =
+            families.into_iter().map(|(family, score)| (family, json!(score.accuracy()))).collect();
+        return print_json(&json!({ "accuracy": all.accuracy(), "tasks": all.total, "families": families }));
+    }
+    for (family, score) in &families {
+        print_line(&format!(
+            "{family:32} {:5.1} %  ({} of {})",
+            100.0 * score.accuracy(),
+            score.right,
+            score.total
+        ))?;
+    }
+    print_line(&format!("{:32} {:5.1} %  ({} of {})", "all", 100.0 * all.accuracy(), all.right, all.total))
+}
+
+fn on_text(model: Opened, arguments: &EvalArguments, place: &Place) -> Result<()> {
+    let corpus = Corpus::open(&arguments.text)?;
+    let folder = tempfile::tempdir().context("making a temporary folder for the tokens")?;
+    let path = folder.path().join("text.bin");
+    shards::write(corpus.documents(), &model.tokenizer, &path)?;
+    let sequence = model.decoder.config().max_positions.min(LONGEST_ROW);
+    let options = BatchOptions { rows: ROWS, sequence, seed: 0, endless: false };
+    let mut batches = BaseBatches::new(Arc::new(Shard::open(&path)?), options)?;
+    let machine = &place.machine;
+    let mut training = Training::new(model.decoder, machine.cpu.clone(), machine.precision, AdamW::default());
+    let (mut nats, mut bytes, mut targets) = (0.0, 0u64, 0.0);
+    while let Some(batch) = batches.next_batch()? {
+        let weight: f64 = batch.weights.iter().map(|weight| f64::from(*weight)).sum();
+        nats += weight * measure(&mut training, std::slice::from_ref(&batch), batch.bytes)?.loss;
+        (bytes, targets) = (bytes + batch.bytes, targets + weight);
+    }
+    let bits_per_byte = nats / std::f64::consts::LN_2 / bytes.max(1) as f64;
+    let loss = nats / f64::max(targets, 1.0);
+    if arguments.json {
+        return print_json(&json!({
+            "bits_per_byte": bits_per_byte, "loss": loss, "bytes": bytes, "tokens": targets,
+        }));
+    }
+    print_line(&format!("{bits_per_byte:.4} bits per byte ({loss:.4} nats per token, {bytes} bytes)"))
+}
