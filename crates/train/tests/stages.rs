@@ -63,8 +63,9 @@ impl Bench {
     }
 }
 
-fn machine(threads: usize) -> Machine {
-    Machine { cpu: Cpu::new(Isa::best(), threads).unwrap(), precision: Precision::F32 }
+/// The mixed precision, since it keeps more beside the weights that a checkpoint could forget.
+fn machine() -> Machine {
+    Machine { cpu: Cpu::new(Isa::best(), 2).unwrap(), precision: Precision::Bf16 }
 }
 
 /// Runs `train` in `home`; with `stop_at`, asks for a stop after that step.
@@ -74,7 +75,7 @@ fn run(
     events: &mut Vec<Event>,
     train: impl FnOnce(&mut Workplace<'_>) -> Result<Finished, TrainError>,
 ) -> Result<Finished, TrainError> {
-    let (stop, machine) = (Stop::default(), machine(2));
+    let (stop, machine) = (Stop::default(), machine());
     let asked = stop.clone();
     let mut progress = |event: Event| {
         if matches!(&event, Event::Step(report) if Some(report.step) == stop_at) {
@@ -99,9 +100,13 @@ fn stages_follow_each_other_and_leave_their_lineage() {
     let home = home(&bench, "home");
     let events = &mut Vec::new();
     let base = run(&home, None, events, |place| train_base(&bench.base(), place)).unwrap();
-    let validation = base.outcome.validation.unwrap();
-    // An untrained model needs log2(400) bits for each of the tokens of about 2.5 bytes: far above 3.5.
-    assert!(validation.bits_per_byte.unwrap() < 3.5, "{validation:?}");
+    let before = events.iter().find_map(|event| match event {
+        Event::Validated { step: 0, validation } => validation.bits_per_byte,
+        _ => None,
+    });
+    // Even a few thousand tokens teach which letters are frequent; a tenth is far beyond rounding.
+    let after = base.outcome.validation.unwrap().bits_per_byte;
+    assert!(after.unwrap() < 0.9 * before.unwrap(), "{before:?} to {after:?}");
     assert!(base.outcome.tokens >= 6_000 && base.outcome.tokens_per_second > 0.0);
 
     let command = bench.examples("command", "base", "pairs.jsonl");
@@ -149,7 +154,7 @@ fn an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one() {
     let (whole, broken) = (home(&bench, "whole"), home(&bench, "broken"));
     let command = bench.examples("command", "base", "pairs.jsonl");
     for (home, interrupted) in [(&whole, false), (&broken, true)] {
-        let mut base = |stop_at, events: &mut Vec<Event>| {
+        let base = |stop_at, events: &mut Vec<Event>| {
             run(home, stop_at, events, |place| train_base(&bench.base(), place))
         };
         if interrupted {
