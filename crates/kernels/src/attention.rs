@@ -397,10 +397,11 @@ mod tests {
         let mut log_sums = vec![0.0; length * heads.heads];
         let groups =
             |width: usize| (0..heads.key_value_heads).map(|g| g * width..(g + 1) * width).collect::<Vec<_>>();
-        let rows = [0..length];
+        let rows = 0..length;
+        let rows = std::slice::from_ref(&rows);
         let mut outputs =
-            split(&mut output, heads.query_row(), &rows, &groups(heads.group() * heads.dimension));
-        let mut sums = split(&mut log_sums, heads.heads, &rows, &groups(heads.group()));
+            split(&mut output, heads.query_row(), rows, &groups(heads.group() * heads.dimension));
+        let mut sums = split(&mut log_sums, heads.heads, rows, &groups(heads.group()));
         for (g, (o, s)) in outputs.iter_mut().zip(&mut sums).enumerate() {
             attention_forward(isa, heads, table, g, qkv, o, s);
         }

@@ -100,6 +100,19 @@ pub(super) fn pack_b<B: Element>(
     pack(isa, &b.data[origin..], b.column_stride, b.row_stride, width, depth, nr, panels);
 }
 
+/// Packs a whole group of `N` neighbouring vectors.
+#[inline(always)]
+fn copy_groups<T: Element, const N: usize>(source: &[T], depth_stride: usize, panel: &mut [f32]) {
+    assert!(panel.len() % N == 0);
+    for (k, row) in panel.as_chunks_mut::<N>().0.iter_mut().enumerate() {
+        if let Some(from) = source[k * depth_stride..].first_chunk::<N>() {
+            for (to, from) in row.iter_mut().zip(from) {
+                *to = from.to_f32();
+            }
+        }
+    }
+}
+
 per_isa! {
     /// Packs `count` vectors of length `depth` in groups of `group`: element k of vector v goes to
     /// `(v / group) * group * depth + k * group + v % group`; missing vectors of the last group become zero.
@@ -117,7 +130,19 @@ per_isa! {
             if present < group {
                 panel.fill(0.0);
             }
-            if vector_stride == 1 {
+            if vector_stride == 1 && present == group {
+                let source = &data[first..];
+                // Copies of a length known here are a few registers; others would be calls.
+                match group {
+                    6 => copy_groups::<T, 6>(source, depth_stride, panel),
+                    8 => copy_groups::<T, 8>(source, depth_stride, panel),
+                    12 => copy_groups::<T, 12>(source, depth_stride, panel),
+                    16 => copy_groups::<T, 16>(source, depth_stride, panel),
+                    32 => copy_groups::<T, 32>(source, depth_stride, panel),
+                    4 => copy_groups::<T, 4>(source, depth_stride, panel),
+                    _ => unreachable!("no microkernel has tiles of {group}"),
+                }
+            } else if vector_stride == 1 {
                 for (k, row) in panel.chunks_exact_mut(group).enumerate() {
                     let source = &data[k * depth_stride + first..][..present];
                     for (to, from) in row.iter_mut().zip(source) {
