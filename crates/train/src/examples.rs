@@ -12,7 +12,7 @@ use strata_data::{Batch, Example, FileDigest, Role, Tokenizer, split};
 use strata_model::folder::read_model;
 use strata_model::{Config, Decoder, Lineage, Parent};
 
-use crate::plan::{Dial, Overrides, Recipe, plan_examples};
+use crate::plan::{Dial, ExampleFacts, Overrides, Recipe, flops_per_token, plan_examples};
 use crate::run::{self, Decided, Finished, Run, Workplace};
 use crate::{Event, TrainError, Trainer};
 
@@ -92,15 +92,19 @@ pub(crate) fn train_examples(
         }
         None => {
             let mut dial = request.dial;
+            let flops_per_second = if dial.seconds.is_some() { place.machine.training_rate()? } else { 0.0 };
             if let Some(seconds) = dial.seconds {
                 let left = seconds - began.elapsed().as_secs_f64() - ENDING_SECONDS;
                 dial.seconds = Some(left.max(0.1 * seconds));
             }
-            let threads = place.machine.cpu.threads();
-            let base_rate = lineage_of_parent.as_ref().and_then(peak_rate);
+            let facts = ExampleFacts {
+                parent_rate: lineage_of_parent.as_ref().and_then(peak_rate),
+                tokens,
+                threads: place.machine.cpu.threads(),
+                tokens_per_second: flops_per_second / flops_per_token(&config, sequence),
+            };
             let overrides = Overrides { sequence: Some(sequence), ..request.overrides };
-            let (recipe, decisions) =
-                plan_examples(dial, &config, base_rate, tokens, threads, &overrides, request.seed);
+            let (recipe, decisions) = plan_examples(dial, &config, facts, &overrides, request.seed);
             run.clear()?;
             run::tell(&decisions, place.progress);
             let decided = Decided {

@@ -190,47 +190,55 @@ pub fn plan_base(dial: Dial, facts: Facts, overrides: &Overrides, seed: u64) -> 
     Ok(BasePlan { shape, recipe, decisions: decisions.0 })
 }
 
+/// What is known before a run on examples begins.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ExampleFacts {
+    /// Peak learning rate of the run that made the model, where its lineage tells.
+    pub parent_rate: Option<f64>,
+    /// Tokens of one pass over the packed examples.
+    pub tokens: u64,
+    /// Threads that train; each carries rows of its own.
+    pub threads: usize,
+    /// Tokens per second that training reaches; needed where the dial is in seconds.
+    pub tokens_per_second: f64,
+}
+
+/// Passes over the examples when nothing says how long.
+const EXAMPLE_EPOCHS: u64 = 3;
+/// Optimiser steps that a run on examples should have at least.
+const EXAMPLE_STEPS: f64 = 800.0;
+
 /// The recipe of a stage that teaches a finished model new behaviour from examples.
-///
-/// `base_rate` is the peak learning rate of the model's own base run where its lineage tells it; `tokens` are
-/// those of one pass over the packed examples.
 pub fn plan_examples(
     dial: Dial,
     config: &Config,
-    base_rate: Option<f64>,
-    tokens: u64,
-    threads: usize,
+    facts: ExampleFacts,
     overrides: &Overrides,
     seed: u64,
 ) -> (Recipe, Vec<Decision>) {
     let mut decisions = Decisions(Vec::new());
-    let sequence = overrides.sequence.unwrap_or(config.max_positions.min(1024));
+    let sequence = overrides.sequence.unwrap_or(config.max_positions);
     decisions.add("sequence", sequence, overrides.sequence.is_some(), || "the model's context".to_string());
-    let budget = match dial {
-        Dial { seconds: None, tokens: None, .. } => {
-            Budget { tokens: Some(tokens.saturating_mul(3)), seconds: None }
-        }
-        Dial { seconds, tokens, .. } => Budget { tokens, seconds },
-    };
-    decisions.add(
-        "tokens",
-        describe(budget),
-        dial.seconds.or(dial.tokens.map(|t| t as f64)).is_some(),
-        || format!("3 passes over the {tokens} tokens of the examples"),
-    );
-    // Enough rows for every thread, and enough optimiser steps to settle: at least about 200.
-    let seen = budget.tokens.unwrap_or(tokens.saturating_mul(3)) as usize;
-    let wanted =
-        (seen / 200 / sequence.max(1)).clamp(threads, (TOKENS_PER_PASS / sequence.max(1)).max(threads));
-    let rows = overrides.rows.unwrap_or(wanted.next_multiple_of(threads.max(1)));
-    decisions.add("rows", rows, overrides.rows.is_some(), || {
-        "few enough for 200 optimiser steps, a multiple of the threads".to_string()
+    let given = dial.tokens.is_some() || dial.seconds.is_some();
+    let passes = facts.tokens.saturating_mul(EXAMPLE_EPOCHS).max(1);
+    let budget = Budget { tokens: if given { dial.tokens } else { Some(passes) }, seconds: dial.seconds };
+    decisions.add("tokens", describe(budget), given, || {
+        format!("{EXAMPLE_EPOCHS} passes over the {} tokens of the examples", facts.tokens)
     });
-    let inherited = base_rate.map(|rate| rate * 0.5);
+    let by_time = budget.seconds.map_or(f64::INFINITY, |seconds| seconds * facts.tokens_per_second);
+    let seen = by_time.min(budget.tokens.map_or(f64::INFINITY, |tokens| tokens as f64));
+    let threads = facts.threads.max(1);
+    let most = (TOKENS_PER_PASS / sequence.max(1)).max(1);
+    let wanted = ((seen / EXAMPLE_STEPS / sequence.max(1) as f64) as usize).clamp(1, most);
+    let rows = overrides.rows.unwrap_or(wanted.next_multiple_of(threads));
+    decisions.add("rows", rows, overrides.rows.is_some(), || {
+        format!("for {EXAMPLE_STEPS} optimiser steps of at most {TOKENS_PER_PASS} tokens; a multiple of the threads")
+    });
+    let inherited = facts.parent_rate.map(|rate| rate * 0.5);
     let peak = overrides.learning_rate.or(inherited).unwrap_or(2e-4);
     decisions.add("learning rate", format!("{peak:.2e}"), overrides.learning_rate.is_some(), || {
         match inherited {
-            Some(_) => "half the peak of the base run".to_string(),
+            Some(_) => "half the peak of the run that made the model".to_string(),
             None => "small: the model comes from elsewhere and its own rate is not known".to_string(),
         }
     });
@@ -489,6 +497,20 @@ mod tests {
             [1, 1 << 20, 17 << 20, 1 << 30, 1 << 50].map(vocab_size),
             [1024, 1024, 4096, 32768, 32768]
         );
+    }
+
+    #[test]
+    fn few_examples_get_many_small_steps() {
+        let config = shape_of_width(128, 256, 2048, &Overrides::default());
+        let facts =
+            ExampleFacts { parent_rate: Some(4e-3), tokens: 200_000, threads: 2, tokens_per_second: 1e4 };
+        let rows = |dial| plan_examples(dial, &config, facts, &Overrides::default(), 0).0.rows;
+        // 600,000 tokens in 800 steps are fewer than three rows of 256, and threads come in twos.
+        assert_eq!(rows(Dial::default()), 2);
+        assert_eq!(rows(seconds(60.0)), 2);
+        assert_eq!(rows(seconds(6e6)), TOKENS_PER_PASS / 256);
+        let (recipe, _) = plan_examples(Dial::default(), &config, facts, &Overrides::default(), 0);
+        assert_eq!((recipe.schedule.peak, recipe.budget.tokens), (2e-3, Some(600_000)));
     }
 
     proptest! {
