@@ -2,6 +2,8 @@
 
 mod decode;
 mod sampler;
+mod text;
 
 pub use decode::{Finish, GenerateError, Generated, Limits, generate};
 pub use sampler::{Sampler, Sampling};
+pub use text::TextStream;

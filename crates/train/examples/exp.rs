@@ -106,7 +106,7 @@ fn main() {
     let h = w / arg("HD", 32usize);
     let f = arg("F", (w * 8 / 3).next_multiple_of(32));
     let (bs, cs, ds) = (arg("BS", 400usize), arg("CS", 400usize), arg("DS", 150usize));
-    let cpu = Cpu::new(Isa::best(), 2).unwrap();
+    let cpu = Cpu::new(Isa::best(), arg("TH", 1usize)).unwrap();
     let world = world::World::new(1);
     let dir = std::env::temp_dir().join(format!("exp{}", std::process::id()));
     std::fs::create_dir_all(&dir).unwrap();

@@ -149,7 +149,7 @@ impl Tokenizer {
         for message in messages {
             tokens.ids.push(own.role(message.role));
             tokens.loss_mask.push(false);
-            tokens.ids.extend(self.encode_plain(&message.content)?);
+            tokens.ids.extend(self.encode_plain(&format!(" {}", message.content))?);
             tokens.ids.push(own.end);
             tokens.loss_mask.resize(tokens.ids.len(), message.role == Role::Assistant);
         }

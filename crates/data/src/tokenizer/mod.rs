@@ -39,9 +39,10 @@ pub const PAD: &str = "<|pad|>";
 pub const SPECIAL_TOKENS: [&str; 7] =
     [END, BEGIN, PAD, "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>"];
 
-/// Our chat template: one token before and one after each message, nothing trimmed.
+/// Our chat template: one token before and one after each message, nothing trimmed. Content follows a space, so
+/// that its first word is the token that the same word is in running text: small models copy tokens, not letters.
 pub const CHAT_TEMPLATE: &str = "{{ bos_token }}{% for message in messages %}\
-{{ '<|' + message['role'] + '|>' + message['content'] + eos_token }}{% endfor %}\
+{{ '<|' + message['role'] + '|> ' + message['content'] + eos_token }}{% endfor %}\
 {% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}";
 
 /// A tokenizer with its special tokens and chat templates. Cloning is cheap.

@@ -300,12 +300,12 @@ fn the_own_template_is_what_encode_chat_builds() {
     let text = tokenizer.render_chat(&messages, false, &ChatOptions::default()).unwrap();
     assert_eq!(
         text,
-        "<|begin|><|system|> Be brief.\n<|end|><|user|>How deep is the water?<|end|><|assistant|>Eleven feet. \
-         <|end|><|user|>\nAnd now?<|end|><|assistant|>Cold.<|end|>"
+        "<|begin|><|system|>  Be brief.\n<|end|><|user|> How deep is the water?<|end|><|assistant|> Eleven feet. \
+         <|end|><|user|> \nAnd now?<|end|><|assistant|> Cold.<|end|>"
     );
     let chat = tokenizer.encode_chat(&messages).unwrap();
     assert_eq!(chat.ids, tokenizer.encode(&text, false).unwrap());
-    assert_eq!(learned(tokenizer, &chat), ["Eleven feet. <|end|>", "Cold.<|end|>"]);
+    assert_eq!(learned(tokenizer, &chat), [" Eleven feet. <|end|>", " Cold.<|end|>"]);
     let prompt = tokenizer.render_chat(&messages[..4], true, &ChatOptions::default()).unwrap();
     assert_eq!(tokenizer.encode_prompt(&messages[..4]).unwrap(), tokenizer.encode(&prompt, false).unwrap());
     check_chat(tokenizer, &messages, "own");
@@ -423,7 +423,8 @@ proptest! {
             turns.into_iter().map(|(role, text)| Message::new(Role::ALL[role], text)).collect();
         check_chat(tiny(), &messages, "random");
         let chat = tiny().encode_chat(&messages).unwrap();
-        let answers: String = messages.iter().filter(|m| m.role == Role::Assistant).map(|m| m.content.as_str()).collect();
+        let answered = messages.iter().filter(|m| m.role == Role::Assistant);
+        let answers: String = answered.map(|m| format!(" {}", m.content)).collect();
         let learned: Vec<u32> =
             chat.ids.iter().zip(&chat.loss_mask).filter(|(_, learn)| **learn).map(|(id, _)| *id).collect();
         prop_assert_eq!(tiny().decode(&learned, true).unwrap(), answers);

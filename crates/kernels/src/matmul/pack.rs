@@ -103,7 +103,7 @@ pub(super) fn pack_b<B: Element>(
 /// Packs a whole group of `N` neighbouring vectors.
 #[inline(always)]
 fn copy_groups<T: Element, const N: usize>(source: &[T], depth_stride: usize, panel: &mut [f32]) {
-    assert!(panel.len() % N == 0);
+    assert!(panel.len().is_multiple_of(N));
     for (k, row) in panel.as_chunks_mut::<N>().0.iter_mut().enumerate() {
         if let Some(from) = source[k * depth_stride..].first_chunk::<N>() {
             for (to, from) in row.iter_mut().zip(from) {

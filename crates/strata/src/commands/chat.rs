@@ -5,8 +5,8 @@ use std::io::{BufRead, IsTerminal, Write};
 use anyhow::Result;
 use clap::Args;
 use rustyline::error::ReadlineError;
-use strata_data::{Message, Role, StreamDecoder};
-use strata_generate::{Limits, generate};
+use strata_data::{Message, Role};
+use strata_generate::{Limits, TextStream, generate};
 
 use super::generate::SamplingArguments;
 use super::print_line;
@@ -77,24 +77,26 @@ fn answer(
         eprintln!("(the context of {context} tokens is full; the oldest {forgotten} messages are forgotten)");
     }
     let limits = Limits { max_tokens: arguments.max_tokens, stop: model.stop() };
-    let mut decoder = StreamDecoder::new(&model.tokenizer, true);
-    let mut failed = None;
-    let mut write = |text: Option<String>| -> Result<()> {
+    let mut stream = TextStream::new(&model.tokenizer, &arguments.sampling.stop, true);
+    let mut text = String::new();
+    let mut show = |piece: String| -> Result<()> {
         let mut out = std::io::stdout().lock();
-        out.write_all(text.unwrap_or_default().as_bytes())?;
+        out.write_all(piece.as_bytes())?;
+        text.push_str(&piece);
         Ok(out.flush()?)
     };
+    let mut failed = None;
     let sampling = arguments.sampling.sampling();
-    let results = generate(&model.decoder, &place.machine.cpu, &[ids], &limits, sampling, |_, token| {
-        failed = decoder.push(token).map_err(anyhow::Error::from).and_then(&mut write).err();
-        failed.is_none()
+    generate(&model.decoder, &place.machine.cpu, &[ids], &limits, sampling, |_, token| {
+        failed = stream.push(token).map_err(anyhow::Error::from).and_then(&mut show).err();
+        failed.is_none() && !stream.stopped()
     })?;
     if let Some(error) = failed {
         return Err(error);
     }
-    write(decoder.finish()?)?;
+    show(stream.finish()?)?;
     print_line("")?;
-    Ok(model.tokenizer.decode(&results[0].tokens, true)?)
+    Ok(text)
 }
 
 /// Lines from a terminal with editing and history, or plain ones.

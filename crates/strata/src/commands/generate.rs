@@ -4,8 +4,8 @@ use std::io::Write;
 
 use anyhow::Result;
 use clap::Args;
-use strata_data::{Message, Role, StreamDecoder};
-use strata_generate::{Finish, Limits, Sampling, generate};
+use strata_data::{Message, Role};
+use strata_generate::{Finish, Limits, Sampling, TextStream, generate};
 
 use super::{print_json, print_line};
 use crate::evaluate::Opened;
@@ -51,6 +51,9 @@ pub struct SamplingArguments {
     /// Seed of the choices
     #[arg(long, default_value_t = 0, value_name = "S")]
     seed: u64,
+    /// Text that ends the answer and is not part of it; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    pub stop: Vec<String>,
 }
 
 impl SamplingArguments {
@@ -70,42 +73,43 @@ fn non_negative(text: &str) -> Result<f32, String> {
 /// Runs the command.
 pub fn run(arguments: GenerateArguments, place: &Place) -> Result<()> {
     let model = Opened::load(&place.home.resolve(&arguments.model)?)?;
-    let ids = if arguments.chat || (model.converses && !arguments.raw) {
+    let answer = arguments.chat || (model.converses && !arguments.raw);
+    let ids = if answer {
         model.tokenizer.encode_prompt(&[Message::new(Role::User, &arguments.prompt)])?
     } else {
         model.encode_text(&arguments.prompt)?
     };
     let prompt_tokens = ids.len();
     let limits = Limits { max_tokens: arguments.max_tokens, stop: model.stop() };
-    let mut decoder = StreamDecoder::new(&model.tokenizer, true);
-    let mut out = std::io::stdout().lock();
-    let mut failed = None;
-    let mut write = |text: Option<String>| -> Result<()> {
-        if let Some(text) = text.filter(|_| !arguments.json) {
-            out.write_all(text.as_bytes())?;
+    let mut stream = TextStream::new(&model.tokenizer, &arguments.sampling.stop, answer);
+    let mut text = String::new();
+    let mut show = |piece: String| -> Result<()> {
+        if !arguments.json {
+            let mut out = std::io::stdout().lock();
+            out.write_all(piece.as_bytes())?;
             out.flush()?;
         }
+        text.push_str(&piece);
         Ok(())
     };
+    let mut failed = None;
     let sampling = arguments.sampling.sampling();
     let results = generate(&model.decoder, &place.machine.cpu, &[ids], &limits, sampling, |_, token| {
-        let written = decoder.push(token).map_err(anyhow::Error::from).and_then(&mut write);
-        failed = written.err();
-        failed.is_none()
+        failed = stream.push(token).map_err(anyhow::Error::from).and_then(&mut show).err();
+        failed.is_none() && !stream.stopped()
     })?;
     if let Some(error) = failed {
         return Err(error);
     }
-    write(decoder.finish()?)?;
-    drop(out);
+    show(stream.finish()?)?;
     if !arguments.json {
         return print_line("");
     }
     let result = &results[0];
     print_json(&serde_json::json!({
-        "text": model.tokenizer.decode(&result.tokens, true)?,
+        "text": text,
         "prompt_tokens": prompt_tokens,
         "tokens": result.tokens,
-        "finish": match result.finish { Finish::Stop => "stop", Finish::Length => "length" },
+        "finish": if stream.stopped() || result.finish == Finish::Stop { "stop" } else { "length" },
     }))
 }
