@@ -116,6 +116,9 @@ const TOKENS_PER_PARAMETER: f64 = 20.0;
 const USEFUL_EPOCHS: f64 = 4.0;
 /// Nats per token that e times too many passes count as; a house rule, so that the dial bends and does not break.
 const REPEAT_PENALTY: f64 = 0.5;
+/// From this width on, the head has a table of its own. Small models learn sooner to repeat what they read with one
+/// table for both ends (measured on the sample world: 0.11 nats per answer token at width 128), and save its weights.
+const UNTIED_WIDTH: usize = 1024;
 /// Tokens in flight per pass through the model, beyond which activations leave the caches for good.
 const TOKENS_PER_PASS: usize = 8192;
 
@@ -328,7 +331,7 @@ pub fn shape_of_width(width: usize, sequence: usize, vocab_size: usize, override
         norm_epsilon: 1e-5,
         rope_theta: 10000.0,
         rope_scaling: None,
-        tied: overrides.tied.unwrap_or(false),
+        tied: overrides.tied.unwrap_or(width < UNTIED_WIDTH),
         bos: None,
         eos: Vec::new(),
     }
