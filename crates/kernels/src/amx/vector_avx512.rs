@@ -200,66 +200,46 @@ unsafe fn widen(c: *const bf16, mask: __mmask16) -> __m512 {
     _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits)))
 }
 
-/// # Safety
-/// As [`VectorUnit::write_bf16`].
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-unsafe fn write_bf16_converting(
-    sums: &BlockSums,
-    rows: usize,
-    cols: usize,
-    c: *mut bf16,
-    c_row_stride: usize,
-    accumulate: bool,
-) {
-    let mask: __mmask32 = if cols >= 32 { !0 } else { (1 << cols) - 1 };
-    for (row, sums) in sums.0.chunks_exact(BLOCK).take(rows).enumerate() {
-        // SAFETY: 32 sums are read; of C only the lanes of columns below `cols` are, and its second half
-        // is not even addressed when it has none.
-        unsafe {
-            let c = c.add(row * c_row_stride);
-            let mut low = _mm512_loadu_ps(sums.as_ptr());
-            let mut high = _mm512_loadu_ps(sums.as_ptr().add(16));
-            if accumulate {
-                low = _mm512_add_ps(widen(c, mask as __mmask16), low);
-                if cols > 16 {
-                    high = _mm512_add_ps(widen(c.add(16), (mask >> 16) as __mmask16), high);
+/// A macro because functions with different features are not inlined into one another.
+macro_rules! write_bf16 {
+    ($name:ident, $features:literal, $round:expr) => {
+        /// # Safety
+        /// As [`VectorUnit::write_bf16`].
+        #[target_feature(enable = $features)]
+        unsafe fn $name(
+            sums: &BlockSums,
+            rows: usize,
+            cols: usize,
+            c: *mut bf16,
+            c_row_stride: usize,
+            accumulate: bool,
+        ) {
+            let masks = [mask16(cols), mask16(cols.saturating_sub(16))];
+            for (row, sums) in sums.0.chunks_exact(BLOCK).take(rows).enumerate() {
+                for (half, sums) in sums.chunks_exact(16).enumerate() {
+                    if masks[half] == 0 {
+                        continue;
+                    }
+                    // SAFETY: 16 sums are read; of C only the lanes of columns below `cols` are.
+                    unsafe {
+                        let c = c.add(row * c_row_stride + 16 * half);
+                        let mut values = _mm512_loadu_ps(sums.as_ptr());
+                        if accumulate {
+                            values = _mm512_add_ps(widen(c, masks[half]), values);
+                        }
+                        _mm256_mask_storeu_epi16(c.cast(), masks[half], $round(values));
+                    }
                 }
             }
-            let bits: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
-            _mm512_mask_storeu_epi16(c.cast(), mask, bits);
         }
-    }
+    };
 }
 
-/// # Safety
-/// As [`VectorUnit::write_bf16`].
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn write_bf16_rounding(
-    sums: &BlockSums,
-    rows: usize,
-    cols: usize,
-    c: *mut bf16,
-    c_row_stride: usize,
-    accumulate: bool,
-) {
-    for (row, sums) in sums.0.chunks_exact(BLOCK).take(rows).enumerate() {
-        for (half, sums) in sums.chunks_exact(16).enumerate() {
-            let mask = mask16(cols.saturating_sub(16 * half));
-            if mask == 0 {
-                continue;
-            }
-            // SAFETY: 16 sums are read; of C only the lanes of columns below `cols` are.
-            unsafe {
-                let c = c.add(row * c_row_stride + 16 * half);
-                let mut values = _mm512_loadu_ps(sums.as_ptr());
-                if accumulate {
-                    values = _mm512_add_ps(widen(c, mask), values);
-                }
-                _mm256_mask_storeu_epi16(c.cast(), mask, round_to_bf16(values));
-            }
-        }
-    }
-}
+write_bf16!(write_bf16_rounding, "avx512f,avx512bw,avx512dq,avx512vl", round_to_bf16);
+write_bf16!(write_bf16_converting, "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16", |values| {
+    // Both are 16 values of 16 bits.
+    std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(values))
+});
 
 /// Nearest bf16, ties to even: adds just under half of the last place kept, or half when that place is odd,
 /// and cuts. A NaN stays one: its top bits are kept and it is made quiet.

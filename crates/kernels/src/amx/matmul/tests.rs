@@ -74,30 +74,36 @@ impl Stored {
     }
 }
 
+/// Says which unit comes next, for whoever reads a failure.
+fn begin(unit: &'static str) -> &'static str {
+    eprintln!("on {unit}:");
+    unit
+}
+
 /// Runs `body` with every pair of units that this machine has.
 macro_rules! on_every_unit {
     (|$tiles:ident, $vectors:ident| $body:block) => {{
         let mut ran = Vec::new();
         {
             let ($tiles, $vectors) = (EmulatedTiles, PortableVectors);
-            ran.push("emulated tiles");
+            ran.push(begin("emulated tiles"));
             $body
         }
         #[cfg(target_arch = "x86_64")]
         if let Some(vectors) = crate::amx::vector_avx512::Avx512Vectors::new(Isa::best()) {
             {
                 let ($tiles, $vectors) = (EmulatedTiles, vectors.without_bf16());
-                ran.push("emulated tiles with AVX-512");
+                ran.push(begin("emulated tiles with AVX-512"));
                 $body
             }
             if Isa::best().has_avx512_bf16() {
                 let ($tiles, $vectors) = (EmulatedTiles, vectors);
-                ran.push("emulated tiles with AVX-512 bf16");
+                ran.push(begin("emulated tiles with AVX-512 bf16"));
                 $body
             }
             if let Some(amx) = Isa::best().amx() {
                 let ($tiles, $vectors) = (NativeTiles::new(amx), vectors);
-                ran.push("AMX");
+                ran.push(begin("AMX"));
                 $body
             }
         }
