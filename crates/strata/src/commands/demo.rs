@@ -49,10 +49,22 @@ pub struct DemoArguments {
     json: bool,
 }
 
+impl DemoArguments {
+    /// Whether all data is the sample world's.
+    fn all_ours(&self) -> bool {
+        self.corpus.is_empty() && self.pairs.is_empty() && self.dialogues.is_empty()
+    }
+}
+
 /// How the time is shared out; what is left is for data and measuring.
-const BASE_SHARE: f64 = 0.42;
-const COMMAND_SHARE: f64 = 0.32;
+const BASE_SHARE: f64 = 0.34;
+const COMMAND_SHARE: f64 = 0.40;
 const DIALOGUE_SHARE: f64 = 0.17;
+/// The sample world's later stages are much of the whole training, not a finish to it: their rates stay high.
+const COMMAND_RATE: f64 = 4e-3;
+const DIALOGUE_RATE: f64 = 2e-3;
+/// Pairs among the dialogues, per dialogue, so that conversing does not make the model forget how to answer.
+const PAIRS_PER_DIALOGUE: f64 = 0.3;
 
 /// Size of the sample world's parts: as much as a second of the whole can make use of, up to a limit.
 const TEXT_BYTES: (f64, f64) = (50e3, 16e6);
@@ -74,6 +86,7 @@ pub fn run(arguments: DemoArguments, place: &Place) -> Result<()> {
     show.line("making the data");
     let data = Data::prepare(&arguments, place)?;
 
+    let data_is_ours = arguments.all_ours();
     let stage = |share: f64| Dial { seconds: Some(share * seconds), ..Dial::default() };
     let mut finished = Vec::new();
     let base = BaseRequest {
@@ -84,19 +97,19 @@ pub fn run(arguments: DemoArguments, place: &Place) -> Result<()> {
         seed: arguments.seed,
     };
     finished.push(whole(train_base(&base, &mut workplace(place, &stop, &mut |event| show.event(event))))?);
-    let examples = |name: &str, from: &str, data: &[PathBuf], share: f64| ExamplesRequest {
+    let examples = |name: &str, from: &str, data: &[PathBuf], share: f64, rate: f64| ExamplesRequest {
         name: name.into(),
         from: from.into(),
         data: data.to_vec(),
         dial: stage(share),
-        overrides: Overrides::default(),
+        overrides: Overrides { learning_rate: data_is_ours.then_some(rate), ..Overrides::default() },
         long: LongExamples::Drop,
         seed: arguments.seed,
     };
-    let command = examples("demo-command", "demo-base", &data.pairs, COMMAND_SHARE);
+    let command = examples("demo-command", "demo-base", &data.pairs, COMMAND_SHARE, COMMAND_RATE);
     finished
         .push(whole(train_command(&command, &mut workplace(place, &stop, &mut |event| show.event(event))))?);
-    let dialogue = examples("demo-dialogue", "demo-command", &data.dialogues, DIALOGUE_SHARE);
+    let dialogue = examples("demo-dialogue", "demo-command", &data.dialogues, DIALOGUE_SHARE, DIALOGUE_RATE);
     finished.push(whole(train_dialogue(
         &dialogue,
         &mut workplace(place, &stop, &mut |event| show.event(event)),
@@ -131,7 +144,7 @@ fn whole(result: Result<Finished, strata_train::TrainError>) -> Result<Finished>
 
 /// The sample world has short texts and few words; data that was given gets what the dial says.
 fn overrides(arguments: &DemoArguments) -> Overrides {
-    if arguments.corpus.is_empty() && arguments.pairs.is_empty() && arguments.dialogues.is_empty() {
+    if arguments.all_ours() {
         return Overrides { vocab_size: Some(2048), sequence: Some(256), ..Overrides::default() };
     }
     Overrides { sequence: Some(512), ..Overrides::default() }
@@ -175,9 +188,10 @@ impl Data {
         };
         let (dialogues, turns) = if arguments.dialogues.is_empty() {
             let path = folder.join("dialogues.jsonl");
-            write(&path, |out| {
-                world::write_dialogues(out, &world.dialogues(Part::Training, size(DIALOGUES)))
-            })?;
+            let mut dialogues = world.dialogues(Part::Training, size(DIALOGUES));
+            let pairs = (PAIRS_PER_DIALOGUE * dialogues.len() as f64) as usize;
+            dialogues.extend(world.pairs(Part::Training, pairs).into_iter().map(one_turn));
+            write(&path, |out| world::write_dialogues(out, &dialogues))?;
             let tasks = folder.join("dialogue-tasks.jsonl");
             let turns = world.dialogue_tasks(Part::HeldOut, DIALOGUE_TASKS);
             write(&tasks, |out| world::write_dialogue_tasks(out, &turns))?;
@@ -190,6 +204,11 @@ impl Data {
         };
         Ok(Data { corpus, pairs, dialogues, prompts, turns })
     }
+}
+
+fn one_turn(pair: world::Pair) -> world::Dialogue {
+    let messages = vec![(world::Role::User, pair.prompt), (world::Role::Assistant, pair.response)];
+    world::Dialogue { messages, family: pair.family }
 }
 
 fn write(path: &Path, fill: impl FnOnce(BufWriter<File>) -> std::io::Result<()>) -> Result<()> {
