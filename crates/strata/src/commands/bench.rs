@@ -11,6 +11,7 @@ use strata_tensor::AdamW;
 use strata_train::Learner;
 use strata_train::plan::{flops_per_token, matmul_parameters};
 
+use super::bench_matmul::MatmulBench;
 use super::{print_json, print_line};
 use crate::failure::BadInput;
 use crate::machine::{Place, peak_flops};
@@ -29,6 +30,9 @@ enum What {
     /// Full training steps: forward, backward, clipping, AdamW.
     #[command(after_help = "Example:\n  strata bench train --width 256 --layers 4 --heads 4 --ffn 704")]
     Train(TrainBench),
+    /// The matrix products of a training step, each alone.
+    #[command(after_help = "Example:\n  strata bench matmul --rows 8192")]
+    Matmul(MatmulBench),
     /// Decoding one sequence token by token.
     #[command(after_help = "Example:\n  strata bench decode --json")]
     Decode(DecodeBench),
@@ -87,6 +91,7 @@ const PEAK_SECONDS: f64 = 0.5;
 pub fn run(arguments: BenchArguments, place: &Place) -> Result<()> {
     match arguments.what {
         What::Train(bench) => train(&bench, place),
+        What::Matmul(bench) => super::bench_matmul::run(&bench, place),
         What::Decode(bench) => decode(&bench, place),
     }
 }

@@ -1,6 +1,7 @@
 //! One file per command: parse, call the libraries, show.
 
 pub mod bench;
+pub mod bench_matmul;
 pub mod chat;
 pub mod demo;
 pub mod eval;

@@ -90,8 +90,11 @@ struct Common {
     /// TOML file with settings that shall not follow from the dial, for example: layers = 4
     #[arg(long, value_name = "FILE")]
     recipe: Option<PathBuf>,
-    /// Forget an interrupted run of this name instead of continuing it
+    /// Insist on going on with an interrupted run of this name; without the flag that is done where there is one
     #[arg(long)]
+    resume: bool,
+    /// Forget an interrupted run of this name instead of continuing it
+    #[arg(long, conflicts_with = "resume")]
     restart: bool,
     /// Print one JSON object at the end
     #[arg(long)]
@@ -135,6 +138,13 @@ pub fn run(arguments: TrainArguments, place: &Place) -> Result<()> {
             (common, Job::Dialogue(request))
         }
     };
+    if common.resume && !place.home.run(&common.name)?.join("run.toml").exists() {
+        let name = &common.name;
+        return Err(BadInput(format!(
+            "no interrupted run \"{name}\" to resume; leave --resume out to begin one"
+        ))
+        .into());
+    }
     let stop = stop_on_interrupt()?;
     let mut show = Show::new(peak_flops(&place.machine, 0.1));
     let mut workplace = Workplace {
@@ -200,7 +210,7 @@ fn tell(finished: &Finished, json: bool) -> Result<()> {
     let Finished { name, folder, outcome } = finished;
     let Some(folder) = folder else {
         bail!(
-            "stopped at step {} after {}; everything is saved: repeat the same command to continue",
+            "stopped at step {} after {}; everything is saved: repeat the command, with --resume or without, to go on",
             outcome.step,
             duration(outcome.seconds)
         );
