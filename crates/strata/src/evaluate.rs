@@ -102,6 +102,11 @@ pub fn answers(model: &Opened, cpu: &Cpu, tasks: &[Task]) -> Result<Vec<String>>
     Ok(answers)
 }
 
+/// Whether the task leaves room for an answer in the model's context.
+pub fn fits(model: &Opened, task: &Task) -> Result<bool> {
+    Ok(prompt(model, task)?.len() + ANSWER_TOKENS <= model.decoder.config().max_positions)
+}
+
 fn prompt(model: &Opened, task: &Task) -> Result<Vec<u32>> {
     if model.converses {
         return Ok(model.tokenizer.encode_prompt(&task.messages)?);

@@ -18,7 +18,7 @@ use strata_train::{
 };
 
 use super::{finished_json, print_json, print_line, stop_on_interrupt};
-use crate::evaluate::{Opened, Score, answers, score, tasks_of};
+use crate::evaluate::{Opened, Score, answers, fits, score, tasks_of};
 use crate::machine::{Place, minutes, peak_flops};
 use crate::show::{Show, duration};
 
@@ -84,7 +84,7 @@ pub fn run(arguments: DemoArguments, place: &Place) -> Result<()> {
     let stop = stop_on_interrupt()?;
     let mut show = Show::new(peak_flops(&place.machine, 0.1)).without_notes();
     show.line("making the data");
-    let data = Data::prepare(&arguments, place)?;
+    let mut data = Data::prepare(&arguments, place)?;
 
     let data_is_ours = arguments.all_ours();
     let stage = |share: f64| Dial { seconds: Some(share * seconds), ..Dial::default() };
@@ -116,7 +116,7 @@ pub fn run(arguments: DemoArguments, place: &Place) -> Result<()> {
     ))?);
 
     show.line("measuring on prompts that training never saw");
-    let results = measure(&finished, &data, place)?;
+    let results = measure(&finished, &mut data, place, &mut show)?;
     drop(show);
     let took = began.elapsed().as_secs_f64();
     if arguments.json {
@@ -257,15 +257,38 @@ struct Measured {
     answers: Vec<String>,
 }
 
-fn measure(finished: &[Finished], data: &Data, place: &Place) -> Result<Vec<Measured>> {
+/// Asks every model the same tasks: those of the given data that are too long for a model are left out for all.
+fn measure(finished: &[Finished], data: &mut Data, place: &Place, show: &mut Show) -> Result<Vec<Measured>> {
+    let folders = finished.iter().filter_map(|model| model.folder.as_ref());
+    let models = folders.map(|folder| Opened::load(folder)).collect::<Result<Vec<_>>>()?;
+    for (tasks, what) in [(&mut data.prompts, "prompts"), (&mut data.turns, "turns")] {
+        let before = tasks.len();
+        let mut kept = Vec::with_capacity(before);
+        for task in tasks.drain(..) {
+            if models
+                .iter()
+                .map(|model| fits(model, &task))
+                .collect::<Result<Vec<_>>>()?
+                .iter()
+                .all(|fits| *fits)
+            {
+                kept.push(task);
+            }
+        }
+        *tasks = kept;
+        if tasks.len() < before {
+            show.line(&format!(
+                "{} of {before} held-out {what} are longer than the context",
+                before - tasks.len()
+            ));
+        }
+    }
+    let cpu = &place.machine.cpu;
     let mut results = Vec::new();
-    for model in finished {
-        let Some(folder) = &model.folder else { continue };
-        let opened = Opened::load(folder)?;
-        let cpu = &place.machine.cpu;
-        let prompt_answers = answers(&opened, cpu, &data.prompts)?;
+    for opened in &models {
+        let prompt_answers = answers(opened, cpu, &data.prompts)?;
         let (prompts, mut families) = score(&data.prompts, &prompt_answers);
-        let (turns, of_turns) = score(&data.turns, &answers(&opened, cpu, &data.turns)?);
+        let (turns, of_turns) = score(&data.turns, &answers(opened, cpu, &data.turns)?);
         families.extend(of_turns);
         results.push(Measured { prompts, turns, families, answers: prompt_answers });
     }
