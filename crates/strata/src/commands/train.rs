@@ -210,7 +210,7 @@ fn tell(finished: &Finished, json: bool) -> Result<()> {
     let Finished { name, folder, outcome } = finished;
     let Some(folder) = folder else {
         bail!(
-            "stopped at step {} after {}; everything is saved: repeat the command, with --resume or without, to go on",
+            "stopped at step {} after {}; everything is saved: repeat the same command to continue, with --resume to insist on it",
             outcome.step,
             duration(outcome.seconds)
         );
