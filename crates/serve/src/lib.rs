@@ -1,0 +1,1 @@
+//! HTTP APIs, the web studio, keys, limits and metrics.
