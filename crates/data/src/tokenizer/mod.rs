@@ -237,12 +237,28 @@ impl Tokenizer {
         matches!(self.inner.marked.get_decoder(), Some(DecoderWrapper::ByteLevel(_)))
     }
 
-    /// The bytes of one token; of a tokenizer that is not byte-level, those it decodes to alone.
-    fn token_bytes(&self, id: u32) -> Vec<u8> {
-        if !self.is_byte_level() {
+    /// True when the text of ids is the bytes of its tokens, one after the other: byte-level tokenizers, and those of
+    /// SentencePiece, whose decoders may only take one space off the beginning.
+    pub fn spells_bytes(&self) -> bool {
+        self.is_byte_level() || self.inner.marked.get_decoder().is_some_and(spells_pieces)
+    }
+
+    /// The bytes that one token adds to a text; of special tokens their spelling. Where [`Tokenizer::spells_bytes`] is
+    /// false, what the token decodes to alone.
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        let pieces = self.inner.marked.get_decoder().is_some_and(spells_pieces);
+        if !self.is_byte_level() && !pieces {
             return self.decode(&[id], false).unwrap_or_default().into_bytes();
         }
         let Some(token) = self.id_to_token(id) else { return Vec::new() };
+        if self.is_special(id) {
+            return token.into_bytes();
+        }
+        if pieces {
+            let hex = token.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
+            let byte = hex.filter(|hex| hex.len() == 2).and_then(|hex| u8::from_str_radix(hex, 16).ok());
+            return byte.map_or_else(|| token.replace('▁', " ").into_bytes(), |byte| vec![byte]);
+        }
         let bytes: Option<Vec<u8>> = token.chars().map(character_byte).collect();
         // Added tokens are plain text, not in the byte-level alphabet.
         bytes.unwrap_or_else(|| token.into_bytes())
@@ -303,6 +319,31 @@ impl Tokenizer {
             }),
         })
     }
+}
+
+/// Whether a decoder is one of SentencePiece: pieces with `▁` for a space, and bytes as `<0x0A>`.
+fn spells_pieces(decoder: &DecoderWrapper) -> bool {
+    fn parts(decoder: &Value) -> Vec<&Value> {
+        let inner = decoder["decoders"].as_array().map(|inner| inner.iter().flat_map(parts).collect());
+        inner.unwrap_or_else(|| vec![decoder])
+    }
+    let Ok(decoder) = serde_json::to_value(decoder) else { return false };
+    let mut spaces = false;
+    let known = parts(&decoder).into_iter().all(|part| match part["type"].as_str() {
+        Some("Replace") => {
+            let replaced = part["pattern"]["String"] == "▁" && part["content"] == " ";
+            spaces |= replaced;
+            replaced
+        }
+        Some("Metaspace") => {
+            spaces = true;
+            part["replacement"] == "▁"
+        }
+        Some("Strip") => part["content"] == " " && part["stop"] == 0,
+        Some("ByteFallback" | "Fuse") => true,
+        _ => false,
+    });
+    known && spaces
 }
 
 /// The byte that a character of the byte-level alphabet stands for.
