@@ -15,13 +15,13 @@ use std::sync::Arc;
 
 use llguidance::{Matcher, ParserFactory, panic_utils};
 use strata_data::Tokenizer;
-use toktrie::{ApproximateTokEnv, SimpleVob, TokEnv, TokRxInfo, TokTrie};
+use toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
 
 pub use calls::{ToolCall, parse_tool_calls};
 pub use shape::{Shape, Tool, ToolChoice};
 
 use json::Json;
-use plan::Plan;
+use plan::{NoPlan, Place, Plan};
 use shape::{CALL_BEGIN, Grammar};
 
 /// What a constraint can fail with.
@@ -52,7 +52,9 @@ pub enum ConstraintError {
 }
 
 /// How often another token is chosen, when one would leave no room to end the answer, before the plan is followed.
-const CHOICES: usize = 8;
+const CHOICES: usize = 4;
+/// Most symbols in the rules of a grammar: bounds the time that a schema takes.
+const LARGEST_GRAMMAR: usize = 50_000;
 /// Longer tokens (of spaces or dashes, in some vocabularies) are never written.
 const LONGEST_TOKEN: usize = 256;
 
@@ -128,6 +130,7 @@ impl Grammars {
             let mut factory = ParserFactory::new_simple(&env)?;
             factory.quiet();
             factory.limits_mut().verbose_errors = false;
+            factory.limits_mut().max_grammar_size = LARGEST_GRAMMAR;
             Ok((factory, env))
         };
         let (factory, env) = panic_utils::catch_unwind(std::panic::AssertUnwindSafe(build))
@@ -151,16 +154,28 @@ impl Grammars {
         let parser = parser.map_err(|error| refuse(shape::first_line(&format!("{error:#}"))))?;
         let matcher = Matcher::new(Ok(parser));
         let json = Json::default();
-        let plan = plan::shortest(&self.inner, &matcher, json, plan::LONGEST).ok_or_else(|| {
-            refuse(format!(
-                "no answer of at most {} tokens was found; recursion must be optional, and patterns, minLength and \
-                 minItems small",
-                plan::LONGEST
-            ))
+        let planned = |strict| plan::shortest(&self.inner, &matcher, Place { json, strict }, plan::LONGEST);
+        // A schema may ask for a number longer than what every reader takes; then it is the schema's will.
+        let (strict, plan) = match planned(true) {
+            Err(NoPlan::Unsound) => (false, planned(false)),
+            plan => (true, plan),
+        };
+        let place = Place { json, strict };
+        let plan = plan.map_err(|reason| {
+            refuse(match reason {
+                NoPlan::Failed => {
+                    "it leads nowhere, or to too many alternatives; make it simpler".to_string()
+                }
+                _ => format!(
+                    "no answer of at most {} tokens was found; recursion must be optional, and minLength and \
+                     minItems small",
+                    plan::LONGEST
+                ),
+            })
         })?;
         let phase = if optional { Phase::Opening(Vec::new()) } else { Phase::Bound };
         let plan = if optional { Plan::new() } else { plan };
-        Ok(Constraint { vocabulary: Arc::clone(&self.inner), matcher: Some(matcher), phase, json, plan })
+        Ok(Constraint { vocabulary: Arc::clone(&self.inner), matcher: Some(matcher), phase, place, plan })
     }
 }
 
@@ -183,7 +198,7 @@ pub struct Constraint {
     /// None after it failed (a limit was reached): then only the plan is left to follow.
     matcher: Option<Matcher>,
     phase: Phase,
-    json: Json,
+    place: Place,
     /// Tokens that end the answer from here, the end token included if one is needed.
     plan: Plan,
 }
@@ -195,7 +210,7 @@ impl Clone for Constraint {
             vocabulary: Arc::clone(&self.vocabulary),
             matcher: self.matcher.as_ref().map(Matcher::deep_clone),
             phase: self.phase.clone(),
-            json: self.json,
+            place: self.place,
             plan: self.plan.clone(),
         }
     }
@@ -295,12 +310,10 @@ impl Constraint {
             }
             return true;
         }
-        let sound = |id: u32| self.json.allows(vocabulary.bytes(id), vocabulary.quotes[id as usize]);
-        // A schema may ask for a number longer than what every reader takes; then it is the schema's will.
-        let kept = |id: u32| allowed.is_allowed(id) && sound(id);
-        let any = some_set(&allowed, sound);
+        let Place { json, strict } = self.place;
+        let sound = |id: u32| !strict || json.allows(vocabulary.bytes(id), vocabulary.quotes[id as usize]);
         for (id, logit) in (0u32..).zip(logits) {
-            if !(if any { kept(id) } else { allowed.is_allowed(id) }) {
+            if !(allowed.is_allowed(id) && sound(id)) {
                 *logit = f32::NEG_INFINITY;
             }
         }
@@ -331,20 +344,20 @@ impl Constraint {
             self.matcher = None;
             return false;
         }
-        let mut json = self.json;
-        json.push_all(bytes);
+        let mut place = self.place;
+        place.json.push_all(bytes);
         if !bound {
-            self.json = json;
+            self.place = place;
             return true;
         }
         if self.plan.front() == Some(&token) {
             self.plan.pop_front();
         } else if matcher.is_stopped() {
             self.plan.clear();
-        } else if !(self.plan.len() <= room && plan::holds(&self.vocabulary, matcher, &self.plan)) {
-            match plan::shortest(&self.vocabulary, matcher, json, room) {
-                Some(plan) => self.plan = plan,
-                None => {
+        } else if !(self.plan.len() <= room && plan::holds(&self.vocabulary, matcher, place, &self.plan)) {
+            match plan::shortest(&self.vocabulary, matcher, place, room) {
+                Ok(plan) => self.plan = plan,
+                Err(_) => {
                     if matcher.rollback(1).is_err() {
                         self.matcher = None;
                     }
@@ -352,7 +365,7 @@ impl Constraint {
                 }
             }
         }
-        self.json = json;
+        self.place = place;
         self.phase = if self.plan.is_empty() { Phase::Complete } else { Phase::Bound };
         true
     }
@@ -364,7 +377,7 @@ impl Constraint {
             self.finish_at_end(end);
             return end;
         };
-        self.json.push_all(self.vocabulary.bytes(token));
+        self.place.json.push_all(self.vocabulary.bytes(token));
         let failed = self.matcher.as_mut().is_some_and(|matcher| matcher.consume_token(token).is_err());
         if failed {
             self.matcher = None;
@@ -374,11 +387,6 @@ impl Constraint {
         }
         token
     }
-}
-
-/// Whether `holds` for at least one of the set's tokens.
-fn some_set(set: &SimpleVob, holds: impl Fn(u32) -> bool) -> bool {
-    set.iter().any(|id| (id as usize) < set.len() && holds(id))
 }
 
 /// Whether text that begins with `bytes` can be a tool call; it may follow one space.

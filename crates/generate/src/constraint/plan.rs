@@ -18,14 +18,36 @@ const IN_STRING: &[u8] = b"\"@.-:/_ +,0123456789abcdefghijklmnopqrstuvwxyzABCDEF
 /// What is tried outside of strings: ends first, then the next thing, then values, short ones first.
 const OUTSIDE: &[u8] = b"}],:0123456789\"-.nft[{<";
 
+/// Why there is no plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NoPlan {
+    /// None was found within the limit.
+    TooLong,
+    /// It has what [`Json::push`] refuses.
+    Unsound,
+    /// The grammar reached a limit of work, or leads nowhere.
+    Failed,
+}
+
+/// Where an answer is: what may come next, and what was written.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    /// The place in the JSON text.
+    pub json: Json,
+    /// Whether plans must keep to what [`Json::push`] does not refuse.
+    pub strict: bool,
+}
+
 /// Whether `plan` ends the answer from where `matcher` is.
-pub(super) fn holds(vocabulary: &Vocabulary, matcher: &mut Matcher, plan: &Plan) -> bool {
+pub(super) fn holds(vocabulary: &Vocabulary, matcher: &mut Matcher, place: Place, plan: &Plan) -> bool {
+    let mut json = place.json;
+    let sound = plan.iter().all(|token| json.push_all(vocabulary.bytes(*token)));
     let end = vocabulary.ends[0];
     let mut tokens: Vec<u32> = plan.iter().copied().collect();
     if tokens.last() != Some(&end) {
         tokens.push(end);
     }
-    matcher.validate_tokens(&tokens).is_ok_and(|count| count == tokens.len())
+    (sound || !place.strict) && matcher.validate_tokens(&tokens).is_ok_and(|count| count == tokens.len())
 }
 
 /// A plan of at most `limit` tokens from where `matcher` is: at each step an end if there is one, else what is forced,
@@ -34,9 +56,10 @@ pub(super) fn holds(vocabulary: &Vocabulary, matcher: &mut Matcher, plan: &Plan)
 pub(super) fn shortest(
     vocabulary: &Vocabulary,
     matcher: &Matcher,
-    mut json: Json,
+    place: Place,
     limit: usize,
-) -> Option<Plan> {
+) -> Result<Plan, NoPlan> {
+    let Place { mut json, strict } = place;
     let trie = vocabulary.env.tok_trie();
     let limit = limit.min(LONGEST);
     let mut matcher = matcher.clone();
@@ -44,23 +67,25 @@ pub(super) fn shortest(
     let mut used = [0u16; 256];
     while plan.len() <= limit {
         if matcher.is_stopped() {
-            return matcher.stop_reason().is_ok().then_some(plan);
+            return if matcher.stop_reason().is_ok() { Ok(plan) } else { Err(NoPlan::Failed) };
         }
-        if matcher.is_accepting().ok()? {
+        if matcher.is_accepting().map_err(|_| NoPlan::Failed)? {
             plan.push_back(vocabulary.ends[0]);
-            return (plan.len() <= limit).then_some(plan);
+            return if plan.len() <= limit { Ok(plan) } else { Err(NoPlan::TooLong) };
         }
         let forced = matcher.compute_ff_bytes();
         let tokens = if forced.is_empty() {
-            vec![next(vocabulary, &mut matcher, json, &used)?]
+            vec![next(vocabulary, &mut matcher, json, &used).ok_or(NoPlan::Failed)?]
         } else {
             trie.greedy_tokenize(&forced)
         };
-        matcher.consume_tokens(&tokens).ok()?;
+        matcher.consume_tokens(&tokens).map_err(|_| NoPlan::Failed)?;
         for token in tokens {
             let bytes = vocabulary.bytes(token);
             let before = json;
-            json.push_all(bytes);
+            if !json.push_all(bytes) && strict {
+                return Err(NoPlan::Unsound);
+            }
             let structure = !json.in_string && bytes.iter().any(|byte| b",:[]{}".contains(byte));
             if structure || before.in_string != json.in_string {
                 used = [0; 256];
@@ -70,7 +95,7 @@ pub(super) fn shortest(
             plan.push_back(token);
         }
     }
-    None
+    Err(NoPlan::TooLong)
 }
 
 /// The token that is likeliest to lead to an end.

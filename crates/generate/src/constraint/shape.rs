@@ -50,11 +50,13 @@ pub(super) const CALL_END: &str = "</tool_call>";
 /// Largest text of all schemas of an answer, in bytes.
 const LARGEST: usize = 64 * 1024;
 /// Most values in all schemas of an answer, each name of a property counted too.
-const MOST_VALUES: usize = 4096;
+const MOST_VALUES: usize = 2048;
 /// Deepest nesting of a schema.
 const DEEPEST: usize = 48;
 /// Most `patternProperties`: each is compared with each.
 const MOST_PATTERNS: usize = 16;
+/// Most properties where `minProperties` or `maxProperties` is used: each makes a rule of all the others.
+const MOST_COUNTED: usize = 32;
 /// Most tools of one answer.
 const MOST_TOOLS: usize = 128;
 /// Most calls in one answer: a small model that cannot stop comes to an end.
@@ -191,6 +193,8 @@ struct Budget {
     bytes: usize,
     values: usize,
     patterns: usize,
+    properties: usize,
+    counts_properties: bool,
 }
 
 impl Budget {
@@ -206,8 +210,11 @@ impl Budget {
                 for (name, entry) in entries {
                     self.bytes += name.len() + 3;
                     self.values += 1;
-                    if let ("patternProperties", Value::Object(patterns)) = (name.as_str(), entry) {
-                        self.patterns += patterns.len();
+                    match (name.as_str(), entry) {
+                        ("patternProperties", Value::Object(patterns)) => self.patterns += patterns.len(),
+                        ("properties", Value::Object(properties)) => self.properties += properties.len(),
+                        ("minProperties" | "maxProperties", _) => self.counts_properties = true,
+                        _ => {}
                     }
                     self.spend(entry, depth + 1)?;
                 }
@@ -219,6 +226,11 @@ impl Budget {
                 "it is too large; possible are {} KiB, {MOST_VALUES} names and values, and {MOST_PATTERNS} \
                  patternProperties, in all tools together",
                 LARGEST / 1024
+            ));
+        }
+        if self.counts_properties && self.properties > MOST_COUNTED {
+            return Err(format!(
+                "minProperties and maxProperties go with at most {MOST_COUNTED} properties in all"
             ));
         }
         Ok(())

@@ -49,13 +49,23 @@ struct Answer {
     ended: bool,
 }
 
-fn answer(mut constraint: Constraint, budget: usize, habit: Habit, seed: u64) -> Answer {
+fn answer(constraint: Constraint, budget: usize, habit: Habit, seed: u64) -> Answer {
+    answer_of(tokenizer(), constraint, budget, habit, seed)
+}
+
+fn answer_of(
+    tokenizer: &Tokenizer,
+    mut constraint: Constraint,
+    budget: usize,
+    habit: Habit,
+    seed: u64,
+) -> Answer {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
-    let mut stream = TextStream::new(tokenizer(), &[], true);
+    let mut stream = TextStream::new(tokenizer, &[], true);
     let (mut text, mut tokens) = (String::new(), Vec::new());
     let mut ended = false;
     for left in (1..=budget).rev() {
-        let mut logits: Vec<f32> = (0..tokenizer().vocab_size() + PADDING)
+        let mut logits: Vec<f32> = (0..constraint.vocabulary.size)
             .map(|id| {
                 let bytes = constraint.vocabulary.bytes(id as u32);
                 let liked = match habit {
@@ -72,7 +82,7 @@ fn answer(mut constraint: Constraint, budget: usize, habit: Habit, seed: u64) ->
         };
         let token = constraint.choose(&mut logits, left, pick).unwrap();
         tokens.push(token);
-        if tokenizer().eos_ids().contains(&token) {
+        if tokenizer.eos_ids().contains(&token) {
             ended = true;
             break;
         }
@@ -193,7 +203,8 @@ fn answers_are_what_the_schema_accepts_whatever_the_budget() {
     for schema in [
         json!({"type": "integer"}),
         json!({"type": "integer", "minimum": 100, "multipleOf": 7}),
-        json!({"type": "number", "minimum": -2.5, "maximum": 1e20}),
+        json!({"type": "number", "minimum": -2.5, "maximum": 1e12}),
+        json!({"type": "array", "items": {"type": "integer", "minimum": 100_000_000_000_000_000u64}, "minItems": 1}),
         json!({"type": "string"}),
         json!({"type": "array", "items": {"type": "boolean"}, "minItems": 3, "maxItems": 4}),
         json!({"const": {"a": [1, "b"]}}),
@@ -335,6 +346,7 @@ fn with_auto_an_answer_is_free_text_or_whole_calls() {
 fn what_cannot_be_a_schema_is_an_error_that_says_why() {
     let deep = (0..60).fold(json!({}), |inner, _| json!({"type": "array", "items": inner}));
     let wide: serde_json::Map<String, Value> = (0..3000).map(|n| (format!("p{n}"), json!({}))).collect();
+    let counted: serde_json::Map<String, Value> = (0..33).map(|n| (format!("p{n}"), json!({}))).collect();
     let patterns: serde_json::Map<String, Value> =
         (0..20).map(|n| (format!("^{n}"), json!({"type": "null"}))).collect();
     for (schema, says) in [
@@ -350,11 +362,13 @@ fn what_cannot_be_a_schema_is_an_error_that_says_why() {
         (json!({"type": "string", "minLength": 5, "maxLength": 2}), "minLength"),
         (json!({"type": "string", "minLength": 5000}), "at most 2000 tokens"),
         (json!({"type": "integer", "minimum": 5, "maximum": 2}), "minimum"),
+        (json!({"type": "number", "maximum": 1e20}), "1e20"),
         (json!({"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}), "recursion"),
         (json!({"$ref": "#"}), ""),
         (json!({"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}), ""),
         (json!({"type": "string", "format": "é".repeat(90)}), ""),
         (json!({"type": "integer", "minimum": "é".repeat(90)}), ""),
+        (json!({"properties": counted, "minProperties": 1}), "at most 32 properties"),
         (deep, "nested"),
         (json!({"properties": wide}), "too large"),
         (json!({"type": "object", "patternProperties": patterns}), "too large"),
@@ -414,6 +428,86 @@ fn constraints_go_between_threads() {
     fn shared<T: Send + Sync>() {}
     sent::<Constraint>();
     shared::<Grammars>();
+}
+
+/// Answers in all habits with a tokenizer of someone else.
+fn answers_of_another_are_whole(tokenizer: &Tokenizer) {
+    let schema = json!({"type": "object", "properties": {
+        "a name": {"enum": ["the one", "the other é日"]}, "n": {"type": "integer"}, "text": {"type": "string"}
+    }, "required": ["a name", "text"], "additionalProperties": false});
+    let grammars = Grammars::new(tokenizer, tokenizer.vocab_size()).unwrap();
+    let start = grammars.constraint(&Shape::JsonSchema(schema.clone())).unwrap();
+    for seed in 0..4 {
+        for habit in HABITS {
+            for more in [0, 3, 30] {
+                let answer = answer_of(tokenizer, start.clone(), start.shortest() + more, habit, seed);
+                let whole = tokenizer.decode(&answer.tokens, true).unwrap();
+                assert!(
+                    answer.ended && whole.trim_start() == answer.text.trim_start(),
+                    "{whole:?} {:?}",
+                    answer.text
+                );
+                let value: Value = serde_json::from_str(&whole).unwrap();
+                assert!(accepts(&schema, &schema, &value), "{whole:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn sentencepiece_tokenizers_write_the_same_forms() {
+    let mut pieces: Vec<String> = ["<unk>", "<s>", "</s>"].map(String::from).to_vec();
+    pieces.extend((0..=255).map(|byte| format!("<0x{byte:02X}>")));
+    let whole = ["▁", "▁{", "▁\"", "▁the", "▁▁", "name", "▁name", "{\"", "\":", "\",", "日", "é"];
+    pieces.extend(whole.map(String::from));
+    pieces.extend((b' '..=b'~').filter(|byte| *byte != b' ').map(|byte| char::from(byte).to_string()));
+    let vocab: serde_json::Map<String, Value> =
+        pieces.iter().enumerate().map(|(id, piece)| (piece.clone(), json!(id))).collect();
+    let special = |id: usize| {
+        json!({"id": id, "content": pieces[id], "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true})
+    };
+    let file = json!({"version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": [special(0), special(1), special(2)],
+        "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"},
+            {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
+        "pre_tokenizer": null, "post_processor": null,
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"},
+            {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+        "model": {"type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
+            "vocab": vocab, "merges": []}});
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("tokenizer.json"), file.to_string()).unwrap();
+    std::fs::write(folder.path().join("tokenizer_config.json"), "{\"eos_token\": \"</s>\"}").unwrap();
+    let tokenizer = Tokenizer::load(folder.path()).unwrap();
+    for text in ["{\"the name\": \"日本 é\"}", "a  b\n"] {
+        let ids = tokenizer.encode_plain(text).unwrap();
+        let bytes: Vec<u8> = ids.iter().flat_map(|id| tokenizer.token_bytes(*id)).collect();
+        assert_eq!(String::from_utf8(bytes).unwrap(), format!(" {text}"));
+    }
+    answers_of_another_are_whole(&tokenizer);
+    // A decoder that adds spaces as it likes.
+    let mut words = file;
+    words["decoder"] = json!({"type": "WordPiece", "prefix": "##", "cleanup": true});
+    std::fs::write(folder.path().join("tokenizer.json"), words.to_string()).unwrap();
+    let tokenizer = Tokenizer::load(folder.path()).unwrap();
+    assert!(matches!(Grammars::new(&tokenizer, 400), Err(ConstraintError::Tokenizer { .. })));
+}
+
+#[test]
+fn tokenizers_of_hugging_face_write_the_same_forms() {
+    let beside = std::path::PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared"));
+    let shared = std::env::var_os("STRATA_SHARED").map_or(beside, std::path::PathBuf::from);
+    for family in ["gpt2", "llama", "llama3", "cohere", "mamba2"] {
+        let folder = shared.join("fixtures/hf").join(family);
+        if !folder.exists() {
+            eprintln!("SKIPPED: {} is not there; set STRATA_SHARED", folder.display());
+            continue;
+        }
+        answers_of_another_are_whole(&Tokenizer::load(&folder).unwrap());
+    }
 }
 
 #[test]
