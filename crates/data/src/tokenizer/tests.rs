@@ -47,6 +47,18 @@ fn dialogue() -> Vec<Message> {
 }
 
 #[test]
+fn the_bytes_of_tokens_make_the_text() {
+    assert!(tiny().spells_bytes());
+    for text in TEXTS {
+        let ids = tiny().encode_plain(text).unwrap();
+        let bytes: Vec<u8> = ids.iter().flat_map(|id| tiny().token_bytes(*id)).collect();
+        assert_eq!(bytes, text.as_bytes());
+    }
+    assert_eq!(tiny().token_bytes(tiny().eos_id().unwrap()), END.as_bytes());
+    assert!(tiny().token_bytes(u32::MAX).is_empty());
+}
+
+#[test]
 fn the_hugging_face_fixtures_are_tokenised_as_transformers_does() {
     let Some(fixtures) = shared("fixtures/hf") else { return };
     for family in ["llama", "llama3", "cohere", "gpt2", "mamba2"] {

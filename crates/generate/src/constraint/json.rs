@@ -55,7 +55,11 @@ impl Json {
 
     /// Moves over all of `bytes`; false if one of them is refused.
     pub fn push_all(&mut self, bytes: &[u8]) -> bool {
-        bytes.iter().fold(true, |taken, byte| self.push(*byte) && taken)
+        let mut taken = true;
+        for byte in bytes {
+            taken &= self.push(*byte);
+        }
+        taken
     }
 
     /// Whether `bytes` may follow; `quote` says whether there is a quotation mark among them.
