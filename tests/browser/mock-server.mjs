@@ -23,8 +23,7 @@ const TYPES = { ".html": "text/html", ".css": "text/css", ".js": "text/javascrip
 export const SAMPLES = {
   markdown: `# How bread rises
 
-Yeast **eats sugar** and breathes out *carbon dioxide*. The dough traps it, because \`gluten\` is elastic[^1]. Two things
-decide how fast:
+Yeast **eats sugar** and breathes out *carbon dioxide*. The dough traps it, because \`gluten\` is elastic. Two things decide how fast:
 
 1. **Warmth.** Near 26 °C is best:
    - below 10 °C it almost sleeps,

@@ -83,7 +83,7 @@ function startNew() {
   if (location.hash) history.pushState(null, "", location.pathname);
   if (conversation.messages.length > 0) open(store.draft());
   shell.closeDrawers();
-  input.focus();
+  focusInput();
 }
 
 function rename(which, title) {
@@ -177,7 +177,7 @@ function ended(answer) {
   if (answers.get(where.id) === answer) answers.delete(where.id);
   // It may have been deleted or replaced meanwhile.
   if (store.conversations.get(where.id) === where && where.messages.includes(message)) store.save(where);
-  if (where === conversation) announce(spoken(message));
+  if (where === conversation && where.messages.includes(message)) announce(spoken(message));
   if (message.error?.status === 401) enterKey();
   if (message.error?.status === 404) look();
   show();
@@ -208,7 +208,7 @@ function edit(index, text) {
     follows ? "What followed was dropped." : null,
   );
   ask();
-  input.focus();
+  focusInput();
 }
 
 async function enterKey() {
@@ -273,9 +273,14 @@ function show() {
   const focused = document.activeElement === get("stop") || document.activeElement === get("send");
   get("stop").hidden = !answering;
   get("send").hidden = answering;
-  if (focused) input.focus();
+  if (focused) focusInput();
   showSendable();
   showRoomLeft();
+}
+
+/** Where the keyboard is on the screen it would cover the answer: there the focus comes when the person asks for it. */
+function focusInput() {
+  if (matchMedia("(pointer: fine)").matches) input.focus();
 }
 
 function showSendable() {

@@ -208,7 +208,6 @@ const BREAK = /<br ?\/?>/iy;
 const ENTITY = /&(amp|lt|gt|quot|apos|nbsp|#39);/y;
 const ENTITIES = { amp: "&", lt: "<", gt: ">", quot: '"', apos: "'", nbsp: "\u00a0", "#39": "'" };
 const PUNCTUATION = /[\p{P}\p{S}]/u;
-const LONGEST_LABEL = 1000;
 const MOST_OPENERS = 100;
 
 /** Parses the text of a paragraph, a heading or a cell. */
@@ -319,8 +318,9 @@ class Inline {
     const { text } = this;
     const bracket = this.at + (picture ? 1 : 0);
     if (text[bracket] !== "[" || this.depth > 3) return false;
-    const close = closingBracket(text, bracket);
-    if (close < 0) return false;
+    this.brackets ??= matchingBrackets(text);
+    const close = this.brackets.get(bracket);
+    if (close === undefined) return false;
     const target = /\(\s*(?:<([^<>\n]*)>|((?:[^\s()\\]|\\.|\([^\s()]*\))*))(?:\s+(?:"[^"]{0,300}"|'[^']{0,300}'))?\s*\)/y;
     target.lastIndex = close + 1;
     const found = target.exec(text);
@@ -454,18 +454,16 @@ function trimCode(text) {
   return line.startsWith(" ") && line.endsWith(" ") && line.trim() !== "" ? line.slice(1, -1) : line;
 }
 
-function closingBracket(text, bracket) {
-  const limit = Math.min(text.length, bracket + LONGEST_LABEL);
-  let depth = 0;
-  for (let at = bracket; at < limit; at += 1) {
+/** For each opening bracket the position of its partner. */
+function matchingBrackets(text) {
+  const partners = new Map();
+  const open = [];
+  for (let at = 0; at < text.length; at += 1) {
     if (text[at] === "\\") at += 1;
-    else if (text[at] === "[") depth += 1;
-    else if (text[at] === "]") {
-      depth -= 1;
-      if (depth === 0) return at;
-    }
+    else if (text[at] === "[") open.push(at);
+    else if (text[at] === "]" && open.length > 0) partners.set(open.pop(), at);
   }
-  return -1;
+  return partners;
 }
 
 function count(text, character) {

@@ -37,6 +37,7 @@ export class Shell {
 
   toggleSettings(open) {
     get("settings").hidden = !open;
+    this.drawer = false;
     this.show();
     if (open) get("close-settings").focus();
     else get("toggle-settings").focus();
@@ -67,10 +68,11 @@ export class Shell {
     const sidebar = NARROW.matches ? this.drawer : this.store.preferences.sidebar;
     const settings = !get("settings").hidden;
     document.body.classList.toggle("with-sidebar", sidebar);
-    document.body.classList.toggle("with-settings", settings);
-    document.body.classList.toggle("with-drawer", NARROW.matches && (sidebar || settings));
+    const covered = NARROW.matches && (sidebar || settings);
+    document.body.classList.toggle("with-drawer", covered);
     // What is out of sight is out of the way of the keyboard too.
     get("sidebar").inert = !sidebar;
+    for (const place of document.querySelectorAll(".bar, .chat")) place.inert = covered;
     get("toggle-sidebar").setAttribute("aria-expanded", String(sidebar));
     get("toggle-settings").setAttribute("aria-expanded", String(settings));
   }

@@ -32,6 +32,7 @@ export class Sidebar {
   /** Draws the list anew. */
   show() {
     if (this.list.querySelector("input")) return;
+    const focused = this.list.contains(document.activeElement) ? document.activeElement : null;
     const query = this.search.value;
     const conversations = this.store.list(query);
     const groups = new Map();
@@ -42,8 +43,14 @@ export class Sidebar {
     const sections = [...groups].map(([name, members]) =>
       element("section", {}, element("h3", {}, name), element("ul", {}, ...members.map((each) => this.item(each)))),
     );
-    const empty = query.trim() ? "No conversation contains that." : "Your conversations will be listed here. They are kept in this browser only.";
+    const empty = query.trim() ? "No conversation contains that." : "Your conversations will be listed here.";
     this.list.replaceChildren(...(sections.length > 0 ? sections : [element("p", { class: "empty-list" }, empty)]));
+    const item = focused && this.find(focused.closest("li")?.dataset.id);
+    item?.querySelector(focused.localName)?.focus();
+  }
+
+  find(id) {
+    return this.list.querySelector(`li[data-id="${id}"]`);
   }
 
   item(conversation) {
@@ -100,7 +107,7 @@ export class Sidebar {
   }
 
   rename(conversation) {
-    const item = this.list.querySelector(`[data-id="${conversation.id}"]`);
+    const item = this.find(conversation.id);
     const field = element("input", { type: "text", "aria-label": "Name of the conversation", maxlength: "120" });
     field.value = conversation.title;
     let open = true;
@@ -111,7 +118,7 @@ export class Sidebar {
       field.remove();
       if (keep && title) this.actions.rename(conversation, title);
       this.show();
-      this.list.querySelector(`[data-id="${conversation.id}"] a`)?.focus();
+      this.find(conversation.id)?.querySelector("a").focus();
     };
     field.addEventListener("keydown", (event) => {
       if (isComposing(event)) return;

@@ -57,21 +57,27 @@ export class Thread {
   // The view follows the text only while the person is at its end; looking back is not disturbed.
 
   scrolled() {
-    const { scrollTop, scrollHeight, clientHeight } = this.scroller;
-    const distance = scrollHeight - clientHeight - scrollTop;
-    if (distance < 24) this.pinned = true;
-    else if (scrollTop < this.lastTop - 1 && distance > 48) this.pinned = false;
+    const { scrollTop } = this.scroller;
+    const distance = this.distance();
+    if (scrollTop < this.lastTop && distance > 1) this.pinned = false;
+    else if (distance <= 1 || (scrollTop > this.lastTop && distance < 24)) this.pinned = true;
     this.lastTop = scrollTop;
     this.toEnd.hidden = this.pinned || distance < 120;
   }
 
+  distance() {
+    const { scrollTop, scrollHeight, clientHeight } = this.scroller;
+    return scrollHeight - clientHeight - scrollTop;
+  }
+
   unpin() {
-    if (this.scroller.scrollHeight > this.scroller.clientHeight) this.pinned = false;
+    if (this.scroller.scrollTop > 0) this.pinned = false;
   }
 
   follow() {
     if (this.pinned) this.scroller.scrollTop = this.scroller.scrollHeight;
-    this.scrolled();
+    this.lastTop = this.scroller.scrollTop;
+    this.toEnd.hidden = this.pinned || this.distance() < 120;
   }
 
   scrollToEnd({ smooth = false } = {}) {
@@ -225,7 +231,7 @@ class AnswerView {
   facts() {
     const { model, usage, timing, finish, state, content } = this.message;
     const facts = [];
-    if (model) facts.push(element("span", { class: "model" }, model));
+    if (model) facts.push(element("span", {}, model));
     const tokens = usage?.completion_tokens;
     if (tokens !== undefined) facts.push(element("span", {}, `${tokens} ${tokens === 1 ? "token" : "tokens"}`));
     // The first token's time is the prompt's: speed is counted from there.
