@@ -8,7 +8,7 @@ const LONGEST_WAIT = 120;
 
 /**
  * A running answer. `message` is the assistant's message it fills: its `state` goes from "waiting" over "writing" to
- * "done", "stopped" or "failed". `changed` is called after every step.
+ * "done", "stopped", "failed" or "cut" (the page closed). `changed` is called after every step.
  */
 export class Answer {
   constructor({ conversation, message, model, key, changed }) {
@@ -23,6 +23,13 @@ export class Answer {
     this.controller.abort();
   }
 
+  /** Ends it because the page closes. */
+  leave() {
+    this.left = true;
+    this.message.state = "cut";
+    this.stop();
+  }
+
   /** Resolves when the answer has ended, in whatever way; never rejects. */
   async run() {
     const { message } = this;
@@ -30,7 +37,7 @@ export class Answer {
       for (let tries = 1; !(await this.attempt(tries)); tries += 1);
       message.state = "done";
     } catch (error) {
-      if (this.controller.signal.aborted) message.state = "stopped";
+      if (this.controller.signal.aborted) message.state = this.left ? "cut" : "stopped";
       else {
         message.state = "failed";
         message.error = { text: error.message, status: error.status ?? 0 };

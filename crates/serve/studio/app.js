@@ -166,7 +166,6 @@ function ask() {
   const answer = new Answer({ conversation: where, message, model, key: store.key, changed });
   answers.set(where.id, answer);
   announce("Waiting for the answer");
-  thread.pinned = true;
   show();
   thread.scrollToEnd();
   answer.run().then(() => ended(answer));
@@ -212,10 +211,12 @@ function edit(index, text) {
 }
 
 async function enterKey() {
-  if (!(await keyDialog.ask())) return;
-  const last = conversation.messages.at(-1);
-  await look();
-  if (last?.error?.status === 401 && last === conversation.messages.at(-1)) retry();
+  while (await keyDialog.ask()) {
+    await look();
+    if (server.state === "locked") continue;
+    if (conversation.messages.at(-1)?.error?.status === 401) retry();
+    return;
+  }
 }
 
 // ---- The server ----
@@ -365,7 +366,10 @@ addEventListener("storage", (event) => {
   else sidebar.show();
 });
 addEventListener("pagehide", () => {
-  for (const { conversation: where } of answers.values()) store.save(where);
+  for (const answer of answers.values()) {
+    answer.leave();
+    store.save(answer.conversation);
+  }
 });
 document.addEventListener("visibilitychange", () => {
   if (!document.hidden && server.state !== "ready" && server.state !== "locked") look();

@@ -14,7 +14,7 @@ export class Thread {
     this.pinned = true;
     this.toEnd = toEnd;
     this.lastTop = 0;
-    toEnd.addEventListener("click", () => this.scrollToEnd({ smooth: true }));
+    toEnd.addEventListener("click", () => this.scrollToEnd());
     scroller.addEventListener("scroll", () => this.scrolled(), { passive: true });
     scroller.addEventListener("wheel", (event) => event.deltaY < 0 && this.unpin(), { passive: true });
     new ResizeObserver(() => this.follow()).observe(list);
@@ -80,10 +80,8 @@ export class Thread {
     this.toEnd.hidden = this.pinned || this.distance() < 120;
   }
 
-  scrollToEnd({ smooth = false } = {}) {
-    const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-    this.pinned = !smooth;
-    this.scroller.scrollTo({ top: this.scroller.scrollHeight, behavior: smooth && !calm ? "smooth" : "instant" });
+  scrollToEnd() {
+    this.pinned = true;
     this.follow();
   }
 }
