@@ -102,7 +102,7 @@ export async function startMock({ key = null, models = ["demo-dialogue", "demo-c
   const server = createServer((request, response) => {
     handle(mock, request, response).catch(() => response.destroy());
   });
-  await new Promise((resolve) => server.listen(mock.port ?? 0, "127.0.0.1", resolve));
+  await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
   mock.url = `http://127.0.0.1:${server.address().port}`;
   mock.stop = () => new Promise((resolve) => {
     server.close(resolve);

@@ -232,7 +232,9 @@ async function look() {
     server.error = error.message;
   }
   if (server.state === "ready") fillPicker();
-  else look.timer = server.state === "locked" ? null : setTimeout(look, LOOK_AGAIN);
+  else emptyPicker();
+  // Where a key is missing, only the person can help.
+  if (server.state === "empty" || server.state === "away") look.timer = setTimeout(look, LOOK_AGAIN);
   if (server.state === "locked" && !look.asked) {
     look.asked = true;
     enterKey();
@@ -249,6 +251,11 @@ function fillPicker() {
   }));
   picker.disabled = false;
   chooseModel(conversation.model ?? store.preferences.model);
+}
+
+function emptyPicker() {
+  picker.replaceChildren(new Option({ empty: "No model yet", locked: "API key needed", away: "No server" }[server.state], ""));
+  picker.disabled = true;
 }
 
 function chooseModel(id) {
@@ -348,14 +355,12 @@ get("forget-key").addEventListener("click", () => {
 });
 document.addEventListener("keydown", (event) => {
   if (isComposing(event)) return;
+  if (document.querySelector(":popover-open, dialog[open]")) return;
   const command = (event.ctrlKey || event.metaKey) && !event.altKey && !event.shiftKey;
   if (command && event.key.toLowerCase() === "k") {
     event.preventDefault();
     startNew();
-  } else if (event.key === "Escape" && !document.querySelector(":popover-open, dialog[open]")) {
-    if (shell.closeTopmost()) return;
-    stop();
-  }
+  } else if (event.key === "Escape" && !shell.closeTopmost()) stop();
 });
 addEventListener("hashchange", openFromAddress);
 addEventListener("popstate", openFromAddress);

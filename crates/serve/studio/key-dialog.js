@@ -11,6 +11,8 @@ export class KeyDialog {
       event.preventDefault();
       const key = this.field.value.trim();
       if (!key) return;
+      // Anything else cannot be sent in a header.
+      if (/[^\x21-\x7e]/.test(key)) return this.complain("A key has only plain letters, digits and signs, without spaces.");
       store.setKey(key, this.remember.checked);
       this.close(true);
     });
@@ -20,9 +22,7 @@ export class KeyDialog {
 
   ask() {
     if (this.asking) return this.asking;
-    const error = document.getElementById("key-error");
-    error.hidden = !this.store.key;
-    error.textContent = "The server did not accept the key it was given.";
+    this.complain(this.store.key ? "The server did not accept the key it was given." : "");
     this.field.value = "";
     this.asking = new Promise((resolve) => {
       this.resolve = resolve;
@@ -30,6 +30,12 @@ export class KeyDialog {
     this.dialog.showModal();
     this.field.focus();
     return this.asking;
+  }
+
+  complain(text) {
+    const error = document.getElementById("key-error");
+    error.hidden = !text;
+    error.textContent = text;
   }
 
   close(given) {

@@ -19,7 +19,8 @@ export class Shell {
     DARK.addEventListener("change", () => this.showTheme());
     // Some phones lay the keyboard over the page: only the visual viewport knows.
     visualViewport?.addEventListener("resize", () => {
-      document.documentElement.style.setProperty("--height", `${Math.round(visualViewport.height)}px`);
+      const height = Math.round(visualViewport.height * visualViewport.scale);
+      document.documentElement.style.setProperty("--height", `${height}px`);
     });
     this.show();
     this.showTheme();
