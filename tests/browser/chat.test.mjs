@@ -26,8 +26,14 @@ before(async () => {
   browser = await chromium.launch({
     executablePath: process.env.STRATA_CHROMIUM ?? "/usr/bin/chromium",
     args: [
-      "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-      "--disable-component-update", "--disable-sync",
+      "--headless",
+      "--no-sandbox",
+      "--disable-gpu",
+      "--disable-quic",
+      "--no-first-run",
+      "--disable-background-networking",
+      "--disable-component-update",
+      "--disable-sync",
     ],
   });
 });
@@ -51,7 +57,11 @@ afterEach(async () => {
 
 /** Opens the page in a fresh profile; whatever it asks of others and complains about fails the test. */
 async function openPage({ url = mock.url, options = {}, expected = [], prepare } = {}) {
-  const context = await browser.newContext({ viewport: { width: 1280, height: 800 }, acceptDownloads: true, ...options });
+  const context = await browser.newContext({
+    viewport: { width: 1280, height: 800 },
+    acceptDownloads: true,
+    ...options,
+  });
   const page = await context.newPage();
   const foreign = [];
   const complaints = [];
@@ -71,7 +81,11 @@ async function openPage({ url = mock.url, options = {}, expected = [], prepare }
 }
 
 const input = (page) => page.getByRole("textbox", { name: "Message", exact: true });
-const messages = (page) => page.getByTestId("messages").getByRole("listitem").filter({ has: page.getByRole("heading") });
+const messages = (page) =>
+  page
+    .getByTestId("messages")
+    .getByRole("listitem")
+    .filter({ has: page.getByRole("heading") });
 const answers = (page) => page.locator(".answer");
 const questions = (page) => page.locator(".question .bubble");
 const stopButton = (page) => page.getByRole("button", { name: "Stop", exact: true });
@@ -143,7 +157,10 @@ test("a reload finds the conversation, and another question goes on with it", as
   await ask(page, "And of these: pike, elm");
   // A turn whose answer was empty is not sent.
   const roles = answer === "" ? ["user"] : ["user", "assistant", "user"];
-  assert.deepEqual(requests.at(-1).messages.map(({ role }) => role), roles);
+  assert.deepEqual(
+    requests.at(-1).messages.map(({ role }) => role),
+    roles,
+  );
   assert.equal(await messages(page).count(), 4);
 });
 
@@ -168,8 +185,10 @@ test("a person edits an earlier message, undoes it, and retries the last answer"
 test("everything can be done by keyboard alone", async () => {
   const page = await openPage({ url: REAL ?? mock.url });
   await ready(page);
-  const press = (...keys) => keys.reduce((last, key) => last.then(() => page.keyboard.press(key)), Promise.resolve());
-  const focused = () => page.evaluate(() => document.activeElement.getAttribute("aria-label") ?? document.activeElement.id);
+  const press = (...keys) =>
+    keys.reduce((last, key) => last.then(() => page.keyboard.press(key)), Promise.resolve());
+  const focused = () =>
+    page.evaluate(() => document.activeElement.getAttribute("aria-label") ?? document.activeElement.id);
   assert.equal(await focused(), "Message");
   await page.keyboard.type("one line");
   await press("Shift+Enter");
@@ -186,7 +205,8 @@ test("everything can be done by keyboard alone", async () => {
   assert.equal(await messages(page).count(), 0);
   assert.equal(await focused(), "Message");
   // Back to the start of the page, where a link skips to the field, and forward to the list of conversations.
-  const atSkip = () => page.evaluate(() => document.activeElement.textContent === "Skip to the message field");
+  const atSkip = () =>
+    page.evaluate(() => document.activeElement.textContent === "Skip to the message field");
   for (let steps = 0; steps < 20 && !(await atSkip()); steps += 1) await press("Shift+Tab");
   assert.ok(await atSkip());
   for (let steps = 0; steps < 20 && !(await focused()).startsWith("More for"); steps += 1) await press("Tab");
@@ -200,8 +220,14 @@ test("everything can be done by keyboard alone", async () => {
 });
 
 test("it fits a phone, where the list of conversations is a drawer", async () => {
-  for (const [name, width, height] of [["phone", 390, 844], ["phone-small", 360, 640]]) {
-    const page = await openPage({ url: REAL ?? mock.url, options: { ...PHONE, viewport: { width, height } } });
+  for (const [name, width, height] of [
+    ["phone", 390, 844],
+    ["phone-small", 360, 640],
+  ]) {
+    const page = await openPage({
+      url: REAL ?? mock.url,
+      options: { ...PHONE, viewport: { width, height } },
+    });
     await ready(page);
     await shot(page, `${name}-empty`);
     await ask(page, "Write the plural of each word: quilt, man");
@@ -225,12 +251,13 @@ test("the dark theme follows the system, and the switch is remembered", async ()
   await ready(page);
   await ask(page, "Say yes.");
   await shot(page, "dark");
-  const brightness = () => page.evaluate(() => {
-    const canvas = document.createElement("canvas").getContext("2d");
-    canvas.fillStyle = getComputedStyle(document.body).backgroundColor;
-    canvas.fillRect(0, 0, 1, 1);
-    return canvas.getImageData(0, 0, 1, 1).data[0];
-  });
+  const brightness = () =>
+    page.evaluate(() => {
+      const canvas = document.createElement("canvas").getContext("2d");
+      canvas.fillStyle = getComputedStyle(document.body).backgroundColor;
+      canvas.fillRect(0, 0, 1, 1);
+      return canvas.getImageData(0, 0, 1, 1).data[0];
+    });
   assert.ok((await brightness()) < 60);
   await page.getByRole("button", { name: "Light theme" }).click();
   assert.ok((await brightness()) > 200);
@@ -257,7 +284,10 @@ test("the settings of a conversation are sent with it and outlive a reload", asy
   for (const body of bodies) {
     assert.deepEqual(body.messages[0], { role: "system", content: "Answer in one word." });
     const { max_tokens, seed, temperature, stream } = body;
-    assert.deepEqual({ max_tokens, seed, temperature, stream }, { max_tokens: 5, seed: 7, temperature: 0.2, stream: true });
+    assert.deepEqual(
+      { max_tokens, seed, temperature, stream },
+      { max_tokens: 5, seed: 7, temperature: 0.2, stream: true },
+    );
   }
   assert.equal(bodies.length, 2);
 });
@@ -321,7 +351,11 @@ test("the view follows the answer only while the person is at its end", async ()
 test("Markdown is shown as it should be", async () => {
   const page = await openPage();
   await ready(page);
-  for (const [kind, selector] of [["markdown", "ol ul li"], ["code", "figure.code pre .code-keyword"], ["table", "td.align-right strong"]]) {
+  for (const [kind, selector] of [
+    ["markdown", "ol ul li"],
+    ["code", "figure.code pre .code-keyword"],
+    ["table", "td.align-right strong"],
+  ]) {
     await ask(page, kind);
     assert.ok((await answers(page).last().locator(selector).count()) > 0, `${kind} has ${selector}`);
     await shot(page, kind);
@@ -339,7 +373,10 @@ test("an answer and a block of code can be copied", async () => {
   await page.getByRole("button", { name: "Copy this code" }).nth(1).click();
   await page.locator(".copy-code.copied").waitFor();
   const copied = await clipboard();
-  assert.ok(copied.startsWith("use std::collections::HashMap;\n\n///") && copied.endsWith("counts\n}"), copied);
+  assert.ok(
+    copied.startsWith("use std::collections::HashMap;\n\n///") && copied.endsWith("counts\n}"),
+    copied,
+  );
   await page.getByRole("button", { name: "Copy answer" }).click();
   await page.getByRole("button", { name: "Copied" }).last().waitFor();
   assert.match(await clipboard(), /^Here is a function[^]*```rust\nuse/);
@@ -353,9 +390,17 @@ test("what a model writes is never run, loaded or followed", async () => {
   await page.reload();
   await ready(page);
   assert.equal(await page.evaluate(() => window.hacked), undefined);
-  assert.equal(await page.locator(".messages").locator("img, script, iframe, b, [onerror], [onclick]").count(), 0);
-  const links = await page.locator(".markdown a").evaluateAll((nodes) => nodes.map(({ href, rel, target }) => ({ href, rel, target })));
-  assert.deepEqual(links.map(({ href }) => href), ["https://remote.example/pixel.png", "https://example.org/", "https://remote.example/"]);
+  assert.equal(
+    await page.locator(".messages").locator("img, script, iframe, b, [onerror], [onclick]").count(),
+    0,
+  );
+  const links = await page
+    .locator(".markdown a")
+    .evaluateAll((nodes) => nodes.map(({ href, rel, target }) => ({ href, rel, target })));
+  assert.deepEqual(
+    links.map(({ href }) => href),
+    ["https://remote.example/pixel.png", "https://example.org/", "https://remote.example/"],
+  );
   assert.ok(links.every(({ rel, target }) => rel === "noopener noreferrer" && target === "_blank"));
 });
 
@@ -379,7 +424,11 @@ test("a server that wants an API key gets one, and the answer follows", async ()
   await ready(page);
   await ask(page, "hello");
   assert.match(await textOf(page), /You said: hello/);
-  assert.equal(await page.evaluate(() => localStorage.getItem("strata.key")), null, "not kept unless asked to");
+  assert.equal(
+    await page.evaluate(() => localStorage.getItem("strata.key")),
+    null,
+    "not kept unless asked to",
+  );
   mock.key = "another";
   await say(page, "again");
   await field.fill("another");
@@ -407,7 +456,10 @@ test("a busy server is asked again, unless the person has enough", async () => {
 test("when the answer breaks off, what came is kept and can be asked for again", async () => {
   const page = await openPage({ expected: [/ERR_INCOMPLETE_CHUNKED_ENCODING/, /400/] });
   await ready(page);
-  for (const [kind, reason] of [["cut", /connection/], ["midway", /worker stopped/]]) {
+  for (const [kind, reason] of [
+    ["cut", /connection/],
+    ["midway", /worker stopped/],
+  ]) {
     await ask(page, kind);
     assert.match(await textOf(page), /You said/);
     const alert = page.getByRole("alert").last();
@@ -509,20 +561,28 @@ test("conversations are searched, renamed, exported, deleted and brought back", 
 
 test("where the browser keeps nothing the page works and says so", async () => {
   const blocked = await openPage({
-    prepare: (page) => page.addInitScript(() => {
-      const refuse = { get: () => { throw new DOMException("denied", "SecurityError"); } };
-      Object.defineProperty(window, "localStorage", refuse);
-      Object.defineProperty(window, "sessionStorage", refuse);
-    }),
+    prepare: (page) =>
+      page.addInitScript(() => {
+        const refuse = {
+          get: () => {
+            throw new DOMException("denied", "SecurityError");
+          },
+        };
+        Object.defineProperty(window, "localStorage", refuse);
+        Object.defineProperty(window, "sessionStorage", refuse);
+      }),
   });
   await ready(blocked);
   await blocked.locator(".sidebar-foot").getByText("keeps nothing for this page").waitFor();
   await ask(blocked, "hello");
   assert.match(await textOf(blocked), /You said: hello/);
   const full = await openPage({
-    prepare: (page) => page.addInitScript(() => {
-      Storage.prototype.setItem = () => { throw new DOMException("full", "QuotaExceededError"); };
-    }),
+    prepare: (page) =>
+      page.addInitScript(() => {
+        Storage.prototype.setItem = () => {
+          throw new DOMException("full", "QuotaExceededError");
+        };
+      }),
   });
   await ready(full);
   await ask(full, "hello");
@@ -547,34 +607,49 @@ test("a conversation of 200 messages opens and goes on without delay", async () 
   await page.evaluate(() => {
     const content = `${"Some **text** with `code`.\n\n- one\n- two\n\n".repeat(8)}\`\`\`js\nconst a = 1; // one\n\`\`\``;
     const messages = Array.from({ length: 200 }, (_, index) =>
-      index % 2 ? { role: "assistant", content, model: "m", state: "done" } : { role: "user", content: `question ${index}` });
-    localStorage.setItem("strata.conversation.large", JSON.stringify({ id: "large", title: "large", created: 1, updated: 1, messages }));
+      index % 2
+        ? { role: "assistant", content, model: "m", state: "done" }
+        : { role: "user", content: `question ${index}` },
+    );
+    localStorage.setItem(
+      "strata.conversation.large",
+      JSON.stringify({ id: "large", title: "large", created: 1, updated: 1, messages }),
+    );
   });
   await page.reload();
   await ready(page);
-  const opened = await page.evaluate(() => new Promise((resolve) => {
-    const start = performance.now();
-    document.querySelector('a[href="#c=large"]').click();
-    const look = () => {
-      if (document.querySelectorAll(".message").length < 200) return requestAnimationFrame(look);
-      requestAnimationFrame(() => setTimeout(() => resolve(performance.now() - start)));
-    };
-    look();
-  }));
-  const distance = await page.locator("#scroller").evaluate((node) => node.scrollHeight - node.clientHeight - node.scrollTop);
+  const opened = await page.evaluate(
+    () =>
+      new Promise((resolve) => {
+        const start = performance.now();
+        document.querySelector('a[href="#c=large"]').click();
+        const look = () => {
+          if (document.querySelectorAll(".message").length < 200) return requestAnimationFrame(look);
+          requestAnimationFrame(() => setTimeout(() => resolve(performance.now() - start)));
+        };
+        look();
+      }),
+  );
+  const distance = await page
+    .locator("#scroller")
+    .evaluate((node) => node.scrollHeight - node.clientHeight - node.scrollTop);
   assert.ok(distance < 2, "it opens at the end");
   // A tenth of a second on an idle machine: the bounds leave room for a busy one.
   assert.ok(opened < 2000, `opening took ${Math.round(opened)} ms`);
   await page.evaluate(() => {
     window.longest = 0;
-    new PerformanceObserver((list) => list.getEntries().forEach(({ duration }) => {
-      window.longest = Math.max(window.longest, duration);
-    })).observe({ entryTypes: ["longtask"] });
+    new PerformanceObserver((list) =>
+      list.getEntries().forEach(({ duration }) => {
+        window.longest = Math.max(window.longest, duration);
+      }),
+    ).observe({ entryTypes: ["longtask"] });
   });
   await ask(page, "long");
   const longest = await page.evaluate(() => window.longest);
   assert.ok(longest < 500, `the page stood still for ${Math.round(longest)} ms`);
-  console.log(`# 200 messages opened in ${Math.round(opened)} ms; longest task while answering ${Math.round(longest)} ms`);
+  console.log(
+    `# 200 messages opened in ${Math.round(opened)} ms; longest task while answering ${Math.round(longest)} ms`,
+  );
 });
 
 test("headings, names and contrast are in order", async () => {
@@ -584,19 +659,24 @@ test("headings, names and contrast are in order", async () => {
   const unnamed = await page.evaluate(() =>
     [...document.querySelectorAll("button, a, input, select, textarea")]
       .filter((node) => !(node.getAttribute("aria-label") || node.textContent.trim() || node.labels?.length))
-      .map((node) => node.outerHTML));
+      .map((node) => node.outerHTML),
+  );
   assert.deepEqual(unnamed, []);
   for (const colorScheme of ["light", "dark"]) {
     await page.emulateMedia({ colorScheme });
     const poor = await page.evaluate(() => {
-      const canvas = Object.assign(document.createElement("canvas"), { width: 1, height: 1 }).getContext("2d", { willReadFrequently: true });
+      const canvas = Object.assign(document.createElement("canvas"), { width: 1, height: 1 }).getContext(
+        "2d",
+        { willReadFrequently: true },
+      );
       const style = getComputedStyle(document.documentElement);
       const probe = document.body.appendChild(document.createElement("i"));
       const luminance = (name) => {
         probe.style.color = style.getPropertyValue(`--${name}`);
         canvas.fillStyle = getComputedStyle(probe).color;
         canvas.fillRect(0, 0, 1, 1);
-        const [red, green, blue] = [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3)
+        const [red, green, blue] = [...canvas.getImageData(0, 0, 1, 1).data]
+          .slice(0, 3)
           .map((value) => value / 255)
           .map((value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4));
         return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
@@ -605,14 +685,23 @@ test("headings, names and contrast are in order", async () => {
         const [dark, light] = [luminance(one), luminance(other)].sort((a, b) => a - b);
         return (light + 0.05) / (dark + 0.05);
       };
-      const pairs = [["on-accent", "accent"], ["danger", "danger-soft"], ["ink", "accent-soft"], ["ink", "danger-soft"], ["accent", "accent-soft"]];
+      const pairs = [
+        ["on-accent", "accent"],
+        ["danger", "danger-soft"],
+        ["ink", "accent-soft"],
+        ["ink", "danger-soft"],
+        ["accent", "accent-soft"],
+      ];
       for (const ink of ["ink", "ink-soft", "ink-faint", "accent", "danger"]) {
         for (const ground of ["paper", "side", "raised"]) pairs.push([ink, ground]);
       }
       for (const ink of ["ink", "ink-soft"]) pairs.push([ink, "soft"]);
-      for (const kind of ["keyword", "string", "number", "function", "type"]) pairs.push([`code-${kind}`, "side"]);
+      for (const kind of ["keyword", "string", "number", "function", "type"])
+        pairs.push([`code-${kind}`, "side"]);
       // 4.5 is what WCAG asks of text at level AA.
-      return pairs.map((pair) => [...pair, ratio(...pair).toFixed(2)]).filter(([, , value]) => !(value >= 4.5));
+      return pairs
+        .map((pair) => [...pair, ratio(...pair).toFixed(2)])
+        .filter(([, , value]) => !(value >= 4.5));
     });
     assert.deepEqual(poor, [], colorScheme);
   }

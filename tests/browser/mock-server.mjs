@@ -16,8 +16,8 @@ import { fileURLToPath } from "node:url";
 
 const STUDIO = fileURLToPath(new URL("../../crates/serve/studio/", import.meta.url));
 const POLICY =
-  "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self';"
-  + " form-action 'none'; base-uri 'none'; frame-ancestors 'none'";
+  "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self';" +
+  " form-action 'none'; base-uri 'none'; frame-ancestors 'none'";
 const TYPES = { ".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml" };
 
 export const SAMPLES = {
@@ -91,23 +91,31 @@ The dialogue model remembers; the command model follows.`,
 \`\`\`html"><img src=x onerror=window.hacked=6>
 <b onclick="window.hacked = 7">code</b>
 \`\`\``,
-  long: Array.from({ length: 40 }, (_, index) =>
-    `## Part ${index + 1}\n\nThis is paragraph ${index + 1}, with **some** emphasis and enough words that it wraps over more than`
-    + " one line on every screen that somebody may hold in a hand or put on a desk.\n\n- one\n- two\n- three").join("\n\n"),
+  long: Array.from(
+    { length: 40 },
+    (_, index) =>
+      `## Part ${index + 1}\n\nThis is paragraph ${index + 1}, with **some** emphasis and enough words that it wraps over more than` +
+      " one line on every screen that somebody may hold in a hand or put on a desk.\n\n- one\n- two\n- three",
+  ).join("\n\n"),
 };
 
 /** Starts the server on a free port of the loopback interface. `options.key` makes it ask for that API key. */
-export async function startMock({ key = null, models = ["demo-dialogue", "demo-command"], description } = {}) {
+export async function startMock({
+  key = null,
+  models = ["demo-dialogue", "demo-command"],
+  description,
+} = {}) {
   const mock = { requests: [], aborted: 0, busy: new Map(), key, models, description };
   const server = createServer((request, response) => {
     handle(mock, request, response).catch(() => response.destroy());
   });
   await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
   mock.url = `http://127.0.0.1:${server.address().port}`;
-  mock.stop = () => new Promise((resolve) => {
-    server.close(resolve);
-    server.closeAllConnections();
-  });
+  mock.stop = () =>
+    new Promise((resolve) => {
+      server.close(resolve);
+      server.closeAllConnections();
+    });
   return mock;
 }
 
@@ -121,11 +129,13 @@ async function handle(mock, request, response) {
     if (mock.key && request.headers.authorization !== `Bearer ${mock.key}`) {
       return fail(response, 401, "This server needs an API key.", { code: "invalid_api_key" });
     }
-    if (path === "/v1/models") return json(response, 200, { object: "list", data: mock.models.map((id) => model(mock, id)) });
+    if (path === "/v1/models")
+      return json(response, 200, { object: "list", data: mock.models.map((id) => model(mock, id)) });
     if (path === "/v1/chat/completions") return chat(mock, request, response);
   }
   const file = path === "/" ? "index.html" : path.startsWith("/studio/") ? path.slice(8) : null;
-  if (!file || normalize(file) !== file || !(extname(file) in TYPES)) return fail(response, 404, "Not found.");
+  if (!file || normalize(file) !== file || !(extname(file) in TYPES))
+    return fail(response, 404, "Not found.");
   const content = await readFile(join(STUDIO, file)).catch(() => null);
   if (content === null) return fail(response, 404, "Not found.");
   response.setHeader("Content-Type", `${TYPES[extname(file)]}; charset=utf-8`);
@@ -134,7 +144,14 @@ async function handle(mock, request, response) {
 
 function model(mock, id) {
   const description = mock.description ?? "dialogue model, 0.7 M parameters";
-  return { id, object: "model", created: 1_700_000_000, owned_by: "strata", context_length: 512, description };
+  return {
+    id,
+    object: "model",
+    created: 1_700_000_000,
+    owned_by: "strata",
+    context_length: 512,
+    description,
+  };
 }
 
 function json(response, status, body) {
@@ -160,21 +177,32 @@ async function chat(mock, request, response) {
     gone = !response.writableFinished;
     if (gone) mock.aborted += 1;
   });
-  if (said === "refuse") return fail(response, 400, "The conversation has 612 tokens and the model reads 512: start a new one.");
+  if (said === "refuse")
+    return fail(response, 400, "The conversation has 612 tokens and the model reads 512: start a new one.");
   const busy = /^busy (\d+)$/.exec(said);
   if (busy) {
     const count = (mock.busy.get(said) ?? 0) + 1;
     mock.busy.set(said, count);
-    if (count <= Number(busy[1])) return fail(response, 429, "All places are taken.", { headers: { "Retry-After": "2" } });
+    if (count <= Number(busy[1]))
+      return fail(response, 429, "All places are taken.", { headers: { "Retry-After": "2" } });
   }
   response.writeHead(200, { "Content-Type": "text/event-stream", "Cache-Control": "no-store" });
   const id = `chatcmpl-${mock.requests.length}`;
   const event = (value) => `data: ${JSON.stringify(value)}\n\n`;
   const chunk = (delta, reason = null) =>
-    event({ id, object: "chat.completion.chunk", model: body.model, choices: [{ index: 0, delta, finish_reason: reason }] });
+    event({
+      id,
+      object: "chat.completion.chunk",
+      model: body.model,
+      choices: [{ index: 0, delta, finish_reason: reason }],
+    });
   response.write(chunk({ role: "assistant", content: "" }));
   if (said === "silent") return void (await until(() => gone));
-  const tokens = (SAMPLES[said] ?? SAMPLES[said.split(" ")[0]] ?? `You said: ${said}. That is all there is to say.`).match(/\s*\S+/g);
+  const tokens = (
+    SAMPLES[said] ??
+    SAMPLES[said.split(" ")[0]] ??
+    `You said: ${said}. That is all there is to say.`
+  ).match(/\s*\S+/g);
   let sent = 0;
   if (said.startsWith("slow")) {
     for (; !gone; sent += 1) {
@@ -184,7 +212,12 @@ async function chat(mock, request, response) {
     return;
   }
   if (said === "split") {
-    const bytes = Buffer.from(chunk({ content: "Grüße 🌊 " }) + chunk({ content: "über alles" }) + chunk({}, "stop") + "data: [DONE]\n\n");
+    const bytes = Buffer.from(
+      chunk({ content: "Grüße 🌊 " }) +
+        chunk({ content: "über alles" }) +
+        chunk({}, "stop") +
+        "data: [DONE]\n\n",
+    );
     for (const byte of bytes) {
       response.write(Buffer.from([byte]));
       if (byte > 127) await sleep(3);
@@ -200,23 +233,29 @@ async function chat(mock, request, response) {
       return response.destroy();
     }
     if (sent === 4 && said === "midway") {
-      response.write(event({ error: { message: "The model's worker stopped.", type: "server_error", param: null, code: null } }));
+      response.write(
+        event({
+          error: { message: "The model's worker stopped.", type: "server_error", param: null, code: null },
+        }),
+      );
       return response.end();
     }
     if (mock.pace !== 0) await sleep(mock.pace ?? 12);
   }
   response.write(chunk({}, said === "length" ? "length" : "stop"));
   const prompt = Math.round(JSON.stringify(body.messages).length / 4);
-  response.write(event({
-    id,
-    choices: [],
-    usage: {
-      prompt_tokens: prompt,
-      completion_tokens: sent,
-      total_tokens: prompt + sent,
-      prompt_tokens_details: { cached_tokens: 0 },
-    },
-  }));
+  response.write(
+    event({
+      id,
+      choices: [],
+      usage: {
+        prompt_tokens: prompt,
+        completion_tokens: sent,
+        total_tokens: prompt + sent,
+        prompt_tokens_details: { cached_tokens: 0 },
+      },
+    }),
+  );
   response.end("data: [DONE]\n\n");
 }
 

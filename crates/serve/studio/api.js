@@ -36,7 +36,8 @@ export async function* streamChat(body, { key, signal }) {
   for await (const data of events(response, signal)) {
     if (data === "[DONE]") return;
     const event = readEvent(data);
-    if (event.error) throw new ApiError(event.error.message ?? "The server reported an error.", { code: event.error.code });
+    if (event.error)
+      throw new ApiError(event.error.message ?? "The server reported an error.", { code: event.error.code });
     const choice = event.choices?.[0];
     if (choice?.delta?.content) yield { text: choice.delta.content };
     if (choice?.finish_reason) {

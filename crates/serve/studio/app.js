@@ -58,7 +58,8 @@ function open(next) {
   conversation = next;
   for (const message of next.messages) {
     // It was being written when the page closed, and nobody writes it now.
-    if ((message.state === "waiting" || message.state === "writing") && !answers.has(next.id)) message.state = "cut";
+    if ((message.state === "waiting" || message.state === "writing") && !answers.has(next.id))
+      message.state = "cut";
   }
   input.value = drafts.get(next.id) ?? "";
   fitHeight(input);
@@ -111,7 +112,13 @@ function exportFile(which) {
   if (!line) return notify("There is no answer to export yet.");
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([line], { type: "application/jsonl" }));
-  link.download = `${which.title.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "").slice(0, 50) || "conversation"}.jsonl`;
+  link.download = `${
+    which.title
+      .toLowerCase()
+      .replace(/[^\p{L}\p{N}]+/gu, "-")
+      .replace(/^-|-$/g, "")
+      .slice(0, 50) || "conversation"
+  }.jsonl`;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }
@@ -244,22 +251,28 @@ async function look() {
 }
 
 function fillPicker() {
-  picker.replaceChildren(...server.models.map(({ id, description }) => {
-    const option = new Option(id, id);
-    if (description) option.title = description;
-    return option;
-  }));
+  picker.replaceChildren(
+    ...server.models.map(({ id, description }) => {
+      const option = new Option(id, id);
+      if (description) option.title = description;
+      return option;
+    }),
+  );
   picker.disabled = false;
   chooseModel(conversation.model ?? store.preferences.model);
 }
 
 function emptyPicker() {
-  picker.replaceChildren(new Option({ empty: "No model yet", locked: "API key needed", away: "No server" }[server.state], ""));
+  picker.replaceChildren(
+    new Option({ empty: "No model yet", locked: "API key needed", away: "No server" }[server.state], ""),
+  );
   picker.disabled = true;
 }
 
 function chooseModel(id) {
-  const wanted = [id, store.preferences.model].find((name) => server.models.some((model) => model.id === name));
+  const wanted = [id, store.preferences.model].find((name) =>
+    server.models.some((model) => model.id === name),
+  );
   if (wanted) picker.value = wanted;
 }
 
@@ -307,9 +320,10 @@ function showRoomLeft() {
 }
 
 function tellStorageProblem(what) {
-  const text = what === "full"
-    ? "This browser's storage is full: new messages are lost when the page closes. Deleting conversations makes room."
-    : "This browser keeps nothing for this page: conversations are lost when it closes.";
+  const text =
+    what === "full"
+      ? "This browser's storage is full: new messages are lost when the page closes. Deleting conversations makes room."
+      : "This browser keeps nothing for this page: conversations are lost when it closes.";
   get("storage-note").textContent = text;
   get("storage-note").classList.add("mark");
   notify(text);
@@ -317,7 +331,12 @@ function tellStorageProblem(what) {
 
 function shortened(text, most) {
   const characters = [...text];
-  return characters.length > most ? `${characters.slice(0, most - 1).join("").trimEnd()}…` : text;
+  return characters.length > most
+    ? `${characters
+        .slice(0, most - 1)
+        .join("")
+        .trimEnd()}…`
+    : text;
 }
 
 // ---- Events ----

@@ -11,38 +11,41 @@ const JAVASCRIPT = {
   blocks: [...C_COMMENTS.blocks, { start: "`", end: "`", kind: "string" }],
   strings: C_STRINGS,
   keywords: words(
-    "abstract as async await break case catch class const continue debugger declare default delete do else enum export"
-      + " extends false finally for from function get if implements import in instanceof interface let new null of"
-      + " private protected public readonly return set static super switch this throw true try type typeof undefined"
-      + " var void while yield",
+    "abstract as async await break case catch class const continue debugger declare default delete do else enum export" +
+      " extends false finally for from function get if implements import in instanceof interface let new null of" +
+      " private protected public readonly return set static super switch this throw true try type typeof undefined" +
+      " var void while yield",
   ),
 };
 const PYTHON = {
   line: ["#"],
-  blocks: [{ start: '"""', end: '"""', kind: "string" }, { start: "'''", end: "'''", kind: "string" }],
+  blocks: [
+    { start: '"""', end: '"""', kind: "string" },
+    { start: "'''", end: "'''", kind: "string" },
+  ],
   strings: [/[rbfRBF]{0,2}"(?:[^"\\]|\\.)*"?/y, /[rbfRBF]{0,2}'(?:[^'\\]|\\.)*'?/y],
   keywords: words(
-    "False None True and as assert async await break case class continue def del elif else except finally for from"
-      + " global if import in is lambda match nonlocal not or pass raise return self try while with yield",
+    "False None True and as assert async await break case class continue def del elif else except finally for from" +
+      " global if import in is lambda match nonlocal not or pass raise return self try while with yield",
   ),
 };
 const RUST = {
   ...C_COMMENTS,
   strings: [/b?"(?:[^"\\]|\\.)*"?/y, /b?'(?:[^'\\]|\\.[^']*)'/y],
   keywords: words(
-    "Self as async await box break const continue crate dyn else enum extern false fn for if impl in let loop match mod"
-      + " move mut pub ref return self static struct super trait true type union unsafe use where while",
+    "Self as async await box break const continue crate dyn else enum extern false fn for if impl in let loop match mod" +
+      " move mut pub ref return self static struct super trait true type union unsafe use where while",
   ),
 };
 const C_LIKE = {
   ...C_COMMENTS,
   strings: C_STRINGS,
   keywords: words(
-    "auto bool boolean break byte case catch chan char class const constexpr continue default defer delete do double"
-      + " else enum extends extern false final finally float for func go goto if implements import include inline int"
-      + " interface internal let long map namespace new nil null nullptr override package private protected public"
-      + " range return select short signed sizeof static string struct super switch template this throw throws true"
-      + " try type typedef union unsigned using val var virtual void volatile when while",
+    "auto bool boolean break byte case catch chan char class const constexpr continue default defer delete do double" +
+      " else enum extends extern false final finally float for func go goto if implements import include inline int" +
+      " interface internal let long map namespace new nil null nullptr override package private protected public" +
+      " range return select short signed sizeof static string struct super switch template this throw throws true" +
+      " try type typedef union unsigned using val var virtual void volatile when while",
   ),
 };
 const SHELL = {
@@ -51,8 +54,8 @@ const SHELL = {
   strings: [/"(?:[^"\\]|\\.)*"?/y, /'[^']*'?/y],
   variables: /\$(?:\w+|\{[^}]*\}?|[@#?*!$-])/y,
   keywords: words(
-    "alias case cd do done echo elif else esac eval exec exit export fi for function if in local read return set shift"
-      + " source sudo then trap unset until while",
+    "alias case cd do done echo elif else esac eval exec exit export fi for function if in local read return set shift" +
+      " source sudo then trap unset until while",
   ),
 };
 const SQL = {
@@ -61,10 +64,10 @@ const SQL = {
   strings: [/'(?:[^']|'')*'?/y],
   ignoreCase: true,
   keywords: words(
-    "add all alter and as asc begin between by case commit create cross default delete desc distinct drop else end"
-      + " exists foreign from full group having in index inner insert into is join key left like limit not null offset"
-      + " on or order outer primary references returning right rollback select set table then union unique update"
-      + " using values view when where with",
+    "add all alter and as asc begin between by case commit create cross default delete desc distinct drop else end" +
+      " exists foreign from full group having in index inner insert into is join key left like limit not null offset" +
+      " on or order outer primary references returning right rollback select set table then union unique update" +
+      " using values view when where with",
   ),
 };
 const JSON_LIKE = {
@@ -94,7 +97,12 @@ const MARKUP = {
   names: /<\/?[\w:-]+|\/?>/y,
   keywords: new Set(),
 };
-const PLAIN = { line: ["//", "#"], blocks: C_COMMENTS.blocks, strings: [/"(?:[^"\\]|\\.)*"/y], keywords: new Set() };
+const PLAIN = {
+  line: ["//", "#"],
+  blocks: C_COMMENTS.blocks,
+  strings: [/"(?:[^"\\]|\\.)*"/y],
+  keywords: new Set(),
+};
 
 const LANGUAGES = new Map();
 for (const [names, rules] of [
@@ -111,7 +119,18 @@ for (const [names, rules] of [
 ]) {
   for (const name of names.split(" ")) LANGUAGES.set(name, rules);
 }
-const COLOURLESS = new Set(["", "text", "txt", "plain", "plaintext", "markdown", "md", "output", "log", "diff"]);
+const COLOURLESS = new Set([
+  "",
+  "text",
+  "txt",
+  "plain",
+  "plaintext",
+  "markdown",
+  "md",
+  "output",
+  "log",
+  "diff",
+]);
 
 const NUMBER = /(?:0[xX][\da-fA-F_]+|0[bB][01_]+|\d[\d_]*(?:\.\d[\d_]*)?(?:[eE][+-]?\d+)?)\w*/y;
 const WORD = /[\p{L}_$][\p{L}\p{N}_$]*/uy;
@@ -151,12 +170,16 @@ export function highlightLine(line, language, state = null) {
       state = block;
       continue;
     }
-    if (rules.line.some((mark) => line.startsWith(mark, at)) && (at === 0 || line[at] !== "#" || /\s/.test(line[at - 1]))) {
+    if (
+      rules.line.some((mark) => line.startsWith(mark, at)) &&
+      (at === 0 || line[at] !== "#" || /\s/.test(line[at - 1]))
+    ) {
       add("comment", line.slice(at));
       break;
     }
     if (rules.names && (text = take(rules.names))) add("name", text);
-    else if ((text = rules.strings.reduce((found, string) => found ?? take(string), undefined))) add("string", text);
+    else if ((text = rules.strings.reduce((found, string) => found ?? take(string), undefined)))
+      add("string", text);
     else if (rules.variables && (text = take(rules.variables))) add("name", text);
     else if ((text = take(NUMBER))) add("number", text);
     else if ((text = take(WORD))) add(kindOfWord(text, line, at + text.length, rules), text);

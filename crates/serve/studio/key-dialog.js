@@ -12,7 +12,8 @@ export class KeyDialog {
       const key = this.field.value.trim();
       if (!key) return;
       // Anything else cannot be sent in a header.
-      if (/[^\x21-\x7e]/.test(key)) return this.complain("A key has only plain letters, digits and signs, without spaces.");
+      if (/[^\x21-\x7e]/.test(key))
+        return this.complain("A key has only plain letters, digits and signs, without spaces.");
       store.setKey(key, this.remember.checked);
       this.close(true);
     });

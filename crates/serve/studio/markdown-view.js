@@ -115,7 +115,9 @@ class CodeView {
 
 function lineElement(text, language, state, ended) {
   const highlighted = highlightLine(text, language, state);
-  const pieces = highlighted.pieces.map(([kind, piece]) => (kind ? element("span", { class: `code-${kind}` }, piece) : piece));
+  const pieces = highlighted.pieces.map(([kind, piece]) =>
+    kind ? element("span", { class: `code-${kind}` }, piece) : piece,
+  );
   const line = element("span", {}, ...pieces, ended ? "\n" : null);
   return { text, state: highlighted.state, element: line, ended };
 }
@@ -147,7 +149,11 @@ function blockElement(block) {
   switch (block.type) {
     case "heading":
       // The page has its own first headings: an answer's start below them.
-      return element(`h${Math.min(block.level + 2, 6)}`, { class: `heading-${block.level}` }, ...inlineNodes(block.inline));
+      return element(
+        `h${Math.min(block.level + 2, 6)}`,
+        { class: `heading-${block.level}` },
+        ...inlineNodes(block.inline),
+      );
     case "rule":
       return element("hr");
     case "quote":
@@ -170,7 +176,15 @@ function listElement({ ordered, start, loose, items }) {
   for (const { checked, blocks } of items) {
     const item = element("li", { class: checked === null ? null : "task" });
     if (checked !== null) {
-      item.append(element("input", { type: "checkbox", disabled: true, checked, "aria-label": checked ? "Done" : "To do" }), " ");
+      item.append(
+        element("input", {
+          type: "checkbox",
+          disabled: true,
+          checked,
+          "aria-label": checked ? "Done" : "To do",
+        }),
+        " ",
+      );
     }
     for (const block of blocks) {
       if (block.type === "paragraph" && !loose) item.append(...inlineNodes(block.inline));
@@ -183,7 +197,13 @@ function listElement({ ordered, start, loose, items }) {
 
 function tableElement({ align, head, rows }) {
   const row = (cells, name) =>
-    element("tr", {}, ...cells.map((cell, column) => element(name, { class: `align-${align[column]}` }, ...inlineNodes(cell))));
+    element(
+      "tr",
+      {},
+      ...cells.map((cell, column) =>
+        element(name, { class: `align-${align[column]}` }, ...inlineNodes(cell)),
+      ),
+    );
   const table = element(
     "table",
     {},
@@ -214,7 +234,11 @@ function inlineNodes(nodes) {
 function linkElement(url, children) {
   const address = safeAddress(url);
   if (!address) return element("span", {}, ...children);
-  return element("a", { href: address, title: address, target: "_blank", rel: "noopener noreferrer" }, ...children);
+  return element(
+    "a",
+    { href: address, title: address, target: "_blank", rel: "noopener noreferrer" },
+    ...children,
+  );
 }
 
 /** Makes a node like another one of the same name, touching only what differs. */
@@ -224,7 +248,8 @@ function morph(node, next) {
     if (node.textContent !== next.textContent) node.replaceWith(next);
     return;
   }
-  for (const { name, value } of next.attributes) if (node.getAttribute(name) !== value) node.setAttribute(name, value);
+  for (const { name, value } of next.attributes)
+    if (node.getAttribute(name) !== value) node.setAttribute(name, value);
   for (const { name } of [...node.attributes]) if (!next.hasAttribute(name)) node.removeAttribute(name);
   const wanted = [...next.childNodes];
   const present = [...node.childNodes];

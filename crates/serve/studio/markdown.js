@@ -149,11 +149,18 @@ function parseList(lines, at, depth, open) {
     const task = /^\[([ xX])\][ \t]+/.exec(inner[0]);
     if (task) inner[0] = inner[0].slice(task[0].length);
     const last = after >= lines.length;
-    items.push({ checked: task ? task[1] !== " " : null, blocks: parseBlocks(inner, depth + 1, open && last) });
+    items.push({
+      checked: task ? task[1] !== " " : null,
+      blocks: parseBlocks(inner, depth + 1, open && last),
+    });
     if (after > next && after < lines.length) {
       const following = ITEM.exec(lines[after]);
-      const goesOn = following && !RULE.test(lines[after]) && following[2].at(-1) === kind
-        && /\d/.test(following[2]) === ordered && following[1].length < base + 2;
+      const goesOn =
+        following &&
+        !RULE.test(lines[after]) &&
+        following[2].at(-1) === kind &&
+        /\d/.test(following[2]) === ordered &&
+        following[1].length < base + 2;
       if (!goesOn) break;
       loose = true;
       next = after;
@@ -195,7 +202,11 @@ function parseTable(lines, at, open) {
 function parseParagraph(lines, at, depth, open) {
   let next = at + 1;
   while (next < lines.length && !isBlank(lines[next]) && !startsBlock(lines, next, depth)) next += 1;
-  const text = lines.slice(at, next).map((line) => line.trimStart()).join("\n").trimEnd();
+  const text = lines
+    .slice(at, next)
+    .map((line) => line.trimStart())
+    .join("\n")
+    .trimEnd();
   return [{ type: "paragraph", inline: parseInline(text, open && next === lines.length) }, next];
 }
 
@@ -245,7 +256,8 @@ class Inline {
   }
 
   push(value) {
-    if (typeof value === "string" && typeof this.out.at(-1) === "string") this.out[this.out.length - 1] += value;
+    if (typeof value === "string" && typeof this.out.at(-1) === "string")
+      this.out[this.out.length - 1] += value;
     else this.out.push(value);
   }
 
@@ -270,7 +282,8 @@ class Inline {
       if (!this.link(character === "!")) this.literal(1);
     } else if (character === "<") {
       const address = this.match(AUTOLINK);
-      if (address) this.push({ tag: "link", url: address[1], children: [address[1].replace(/^mailto:/i, "")] });
+      if (address)
+        this.push({ tag: "link", url: address[1], children: [address[1].replace(/^mailto:/i, "")] });
       else if (this.match(BREAK)) this.push({ tag: "br" });
       else this.literal(1);
     } else if (character === "&") {
@@ -321,13 +334,15 @@ class Inline {
     this.brackets ??= matchingBrackets(text);
     const close = this.brackets.get(bracket);
     if (close === undefined) return false;
-    const target = /\(\s*(?:<([^<>\n]*)>|((?:[^\s()\\]|\\.|\([^\s()]*\))*))(?:\s+(?:"[^"]{0,300}"|'[^']{0,300}'))?\s*\)/y;
+    const target =
+      /\(\s*(?:<([^<>\n]*)>|((?:[^\s()\\]|\\.|\([^\s()]*\))*))(?:\s+(?:"[^"]{0,300}"|'[^']{0,300}'))?\s*\)/y;
     target.lastIndex = close + 1;
     const found = target.exec(text);
     const label = text.slice(bracket + 1, close);
     if (!found) {
       // While the address of a link is still being written, show the label alone.
-      if (!this.open || this.depth > 0 || text[close + 1] !== "(" || /[\s)]/.test(text.slice(close + 2))) return false;
+      if (!this.open || this.depth > 0 || text[close + 1] !== "(" || /[\s)]/.test(text.slice(close + 2)))
+        return false;
       this.push({ tag: "link", url: "", children: parseInline(label, false, this.depth + 1) });
       this.at = text.length;
       return true;
@@ -431,7 +446,9 @@ class Inline {
 function pairs(opener, closer) {
   if (opener.mark !== closer.mark) return false;
   const both = (opener.closes && opener.opens) || (closer.closes && closer.opens);
-  return !both || (opener.count + closer.count) % 3 !== 0 || (opener.count % 3 === 0 && closer.count % 3 === 0);
+  return (
+    !both || (opener.count + closer.count) % 3 !== 0 || (opener.count % 3 === 0 && closer.count % 3 === 0)
+  );
 }
 
 /** Marks that found no partner become text again; neighbouring strings become one. */
@@ -446,7 +463,10 @@ function literals(nodes) {
 }
 
 function textLength(nodes) {
-  return nodes.reduce((sum, node) => sum + (node.length ?? node.text?.length ?? textLength(node.children ?? [])), 0);
+  return nodes.reduce(
+    (sum, node) => sum + (node.length ?? node.text?.length ?? textLength(node.children ?? [])),
+    0,
+  );
 }
 
 function trimCode(text) {

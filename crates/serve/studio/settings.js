@@ -22,7 +22,9 @@ export class Settings {
       this.changed(this.conversation);
     });
     form.querySelector("[data-action=keep]").addEventListener("click", () => {
-      keepAsDefaults(Object.fromEntries(Object.keys(DEFAULTS).map((name) => [name, this.conversation[name]])));
+      keepAsDefaults(
+        Object.fromEntries(Object.keys(DEFAULTS).map((name) => [name, this.conversation[name]])),
+      );
     });
   }
 

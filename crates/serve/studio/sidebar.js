@@ -41,10 +41,17 @@ export class Sidebar {
       groups.set(name, [...(groups.get(name) ?? []), conversation]);
     }
     const sections = [...groups].map(([name, members]) =>
-      element("section", {}, element("h3", {}, name), element("ul", {}, ...members.map((each) => this.item(each)))),
+      element(
+        "section",
+        {},
+        element("h3", {}, name),
+        element("ul", {}, ...members.map((each) => this.item(each))),
+      ),
     );
     const empty = query.trim() ? "No conversation contains that." : "Your conversations will be listed here.";
-    this.list.replaceChildren(...(sections.length > 0 ? sections : [element("p", { class: "empty-list" }, empty)]));
+    this.list.replaceChildren(
+      ...(sections.length > 0 ? sections : [element("p", { class: "empty-list" }, empty)]),
+    );
     const item = focused && this.find(focused.closest("li")?.dataset.id);
     item?.querySelector(focused.localName)?.focus();
   }
@@ -60,7 +67,9 @@ export class Sidebar {
       "a",
       { href: `#c=${conversation.id}`, "aria-current": here ? "true" : null, title },
       element("span", { class: "title" }, title),
-      this.isRunning(conversation) ? element("span", { class: "running", role: "img", "aria-label": "answering" }) : null,
+      this.isRunning(conversation)
+        ? element("span", { class: "running", role: "img", "aria-label": "answering" })
+        : null,
     );
     const more = element(
       "button",
@@ -108,7 +117,11 @@ export class Sidebar {
 
   rename(conversation) {
     const item = this.find(conversation.id);
-    const field = element("input", { type: "text", "aria-label": "Name of the conversation", maxlength: "120" });
+    const field = element("input", {
+      type: "text",
+      "aria-label": "Name of the conversation",
+      maxlength: "120",
+    });
     field.value = conversation.title;
     let open = true;
     const close = (keep) => {

@@ -10,7 +10,9 @@ export const DEFAULTS = { system: "", temperature: 0.7, top_p: 1, max_tokens: nu
 
 /** A name that no other conversation has. (`crypto.randomUUID` is missing on pages without TLS.) */
 export function newId() {
-  return [...crypto.getRandomValues(new Uint8Array(12))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+  return [...crypto.getRandomValues(new Uint8Array(12))]
+    .map((byte) => byte.toString(16).padStart(2, "0"))
+    .join("");
 }
 
 /** Everything that outlives a reload. `problem` is called once with "full" or "blocked" when it cannot. */

@@ -24,7 +24,8 @@ export class Thread {
   /** Shows these messages; views of messages that are shown already stay. */
   show(messages) {
     let same = 0;
-    while (same < this.views.length && same < messages.length && this.views[same].message === messages[same]) same += 1;
+    while (same < this.views.length && same < messages.length && this.views[same].message === messages[same])
+      same += 1;
     for (const view of this.views.splice(same)) view.element.remove();
     const fresh = messages.slice(same).map((message, index) => {
       const kind = message.role === "user" ? QuestionView : AnswerView;
@@ -188,23 +189,51 @@ class AnswerView {
     const { state, wait, error, content } = this.message;
     if (state === "waiting" && wait) {
       const text = `The server is busy. Trying again in ${wait} s…`;
-      const cancel = element("button", { type: "button", class: "text-button", click: this.actions.stop }, "Cancel");
+      const cancel = element(
+        "button",
+        { type: "button", class: "text-button", click: this.actions.stop },
+        "Cancel",
+      );
       return [element("div", { class: "banner" }, icon("clock"), element("p", {}, text), cancel)];
     }
     if (state === "waiting") {
-      return [element("div", { class: "thinking" }, element("span", { class: "visually-hidden" }, "Waiting for the answer"), element("i"), element("i"), element("i"))];
+      return [
+        element(
+          "div",
+          { class: "thinking" },
+          element("span", { class: "visually-hidden" }, "Waiting for the answer"),
+          element("i"),
+          element("i"),
+          element("i"),
+        ),
+      ];
     }
-    if (state === "cut") return [this.banner("This answer was cut off when the page closed.", "What came is kept.")];
+    if (state === "cut")
+      return [this.banner("This answer was cut off when the page closed.", "What came is kept.")];
     if (state !== "failed") return [];
     if (error.status === 401 || error.status === 403) {
-      const enter = element("button", { type: "button", class: "button", click: this.actions.enterKey }, "Enter API key");
+      const enter = element(
+        "button",
+        { type: "button", class: "button", click: this.actions.enterKey },
+        "Enter API key",
+      );
       return [this.banner("The server asks for an API key.", error.text, enter)];
     }
-    return [this.banner(content ? "The answer broke off." : "No answer came.", error.text + (content ? " What came is kept." : ""))];
+    return [
+      this.banner(
+        content ? "The answer broke off." : "No answer came.",
+        error.text + (content ? " What came is kept." : ""),
+      ),
+    ];
   }
 
   banner(title, text, button = null) {
-    const retry = element("button", { type: "button", class: "button retry", click: this.actions.retry }, icon("retry"), "Retry");
+    const retry = element(
+      "button",
+      { type: "button", class: "button retry", click: this.actions.retry },
+      icon("retry"),
+      "Retry",
+    );
     return element(
       "div",
       { class: "banner problem", role: "alert" },
@@ -218,7 +247,9 @@ class AnswerView {
     const { message } = this;
     const tools = [];
     if (message.content) {
-      tools.push(iconButton("copy", "Copy answer", (event) => copyWithButton(event.currentTarget, message.content)));
+      tools.push(
+        iconButton("copy", "Copy answer", (event) => copyWithButton(event.currentTarget, message.content)),
+      );
     }
     if (message.state === "done" || message.state === "stopped") {
       tools.push(iconButton("retry", "Answer again", this.actions.retry, { class: "icon-button retry" }));
@@ -231,12 +262,15 @@ class AnswerView {
     const facts = [];
     if (model) facts.push(element("span", {}, model));
     const tokens = usage?.completion_tokens;
-    if (tokens !== undefined) facts.push(element("span", {}, `${tokens} ${tokens === 1 ? "token" : "tokens"}`));
+    if (tokens !== undefined)
+      facts.push(element("span", {}, `${tokens} ${tokens === 1 ? "token" : "tokens"}`));
     // The first token's time is the prompt's: speed is counted from there.
     const writing = timing ? timing.last - timing.first : 0;
-    if (tokens > 1 && writing > 0.002) facts.push(element("span", {}, `${rate((tokens - 1) / writing)} tokens/s`));
+    if (tokens > 1 && writing > 0.002)
+      facts.push(element("span", {}, `${rate((tokens - 1) / writing)} tokens/s`));
     if (timing) facts.push(element("span", {}, `first after ${duration(timing.first)}`));
-    if (state === "stopped") facts.push(element("span", {}, content ? "stopped by you" : "stopped before it began"));
+    if (state === "stopped")
+      facts.push(element("span", {}, content ? "stopped by you" : "stopped before it began"));
     if (state === "done" && !content) facts.push(element("span", {}, "empty answer"));
     if (finish === "length") facts.push(element("span", { class: "mark" }, "stopped at the most tokens"));
     return facts;

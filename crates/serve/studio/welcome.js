@@ -19,8 +19,15 @@ export function showWelcome(place, { server, model, send, look, enterKey }) {
     looking: () => [],
     ready: () => ready(model, send),
     empty: () => empty(look),
-    locked: () => problem("This server asks for an API key", "Whoever runs it can give you one.", "Enter API key", enterKey),
-    away: () => problem("The server is not answering", `${server.error} This page keeps looking.`, "Look again", look),
+    locked: () =>
+      problem(
+        "This server asks for an API key",
+        "Whoever runs it can give you one.",
+        "Enter API key",
+        enterKey,
+      ),
+    away: () =>
+      problem("The server is not answering", `${server.error} This page keeps looking.`, "Look again", look),
   };
   place.replaceChildren(...contents[server.state]());
 }
@@ -51,13 +58,22 @@ function privacy() {
 function empty(look) {
   const copy = element(
     "button",
-    { type: "button", class: "icon-button", "aria-label": "Copy command", click: (event) => copyWithButton(event.currentTarget, "strata demo") },
+    {
+      type: "button",
+      class: "icon-button",
+      "aria-label": "Copy command",
+      click: (event) => copyWithButton(event.currentTarget, "strata demo"),
+    },
     icon("copy"),
   );
   return [
     mark(),
     element("h2", {}, "There is no model yet"),
-    element("p", { class: "lead" }, "Make one: this command trains three small models on this machine. It takes minutes and needs no download."),
+    element(
+      "p",
+      { class: "lead" },
+      "Make one: this command trains three small models on this machine. It takes minutes and needs no download.",
+    ),
     element("div", { class: "command" }, element("code", {}, "strata demo"), copy),
     element("p", { class: "about" }, "They appear here as soon as the server has them."),
     element("button", { type: "button", class: "button", click: look }, icon("retry"), "Look again"),
