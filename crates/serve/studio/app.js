@@ -1,0 +1,404 @@
+// The chat page: puts the parts together and keeps them in step.
+
+import { Answer, emptyAnswer } from "./answer.js";
+import { listModels } from "./api.js";
+import { fitHeight, isComposing } from "./dom.js";
+import { KeyDialog } from "./key-dialog.js";
+import { announce, notify } from "./notices.js";
+import { Settings } from "./settings.js";
+import { Shell } from "./shell.js";
+import { Sidebar } from "./sidebar.js";
+import { exportLine, Store } from "./store.js";
+import { Thread } from "./thread.js";
+import { showWelcome } from "./welcome.js";
+
+const SAVE_EVERY = 1000;
+const LOOK_AGAIN = 4000;
+const get = (id) => document.getElementById(id);
+const input = get("input");
+const picker = get("model");
+
+const store = new Store({ problem: (what) => queueMicrotask(() => tellStorageProblem(what)) });
+/** The answers on their way, by the id of their conversation. */
+const answers = new Map();
+/** What was typed and not sent, by the id of the conversation. */
+const drafts = new Map();
+/** What the page knows of the server: "looking", "ready", "empty", "locked" or "away". */
+const server = { state: "looking", models: [], error: null };
+let conversation = store.draft();
+
+const shell = new Shell({ store });
+const keyDialog = new KeyDialog({ store });
+const thread = new Thread({
+  list: get("messages"),
+  scroller: get("scroller"),
+  toEnd: get("to-end"),
+  actions: { retry, edit, stop, enterKey },
+});
+const sidebar = new Sidebar({
+  store,
+  actions: { rename, exportFile, remove },
+  current: () => conversation,
+  isRunning: ({ id }) => answers.has(id),
+});
+const settings = new Settings({
+  form: get("settings-form"),
+  changed: (changed) => changed.messages.length > 0 && store.save(changed, { touch: false }),
+  keepAsDefaults: (defaults) => {
+    store.preferences.defaults = defaults;
+    store.savePreferences();
+    notify("New conversations will start with these settings.");
+  },
+});
+
+// ---- Conversations ----
+
+function open(next) {
+  drafts.set(conversation.id, input.value);
+  conversation = next;
+  for (const message of next.messages) {
+    // It was being written when the page closed, and nobody writes it now.
+    if ((message.state === "waiting" || message.state === "writing") && !answers.has(next.id))
+      message.state = "cut";
+  }
+  input.value = drafts.get(next.id) ?? "";
+  fitHeight(input);
+  thread.show([]);
+  settings.show(next);
+  chooseModel(next.model);
+  show();
+  thread.scrollToEnd();
+}
+
+function openFromAddress() {
+  const id = /^#c=(\w+)$/.exec(location.hash)?.[1];
+  const next = store.conversations.get(id);
+  if (next) {
+    if (next.id !== conversation.id || thread.views.length === 0) open(next);
+  } else if (conversation.messages.length > 0) open(store.draft());
+  else open(conversation);
+  shell.closeDrawers();
+}
+
+function startNew() {
+  if (location.hash) history.pushState(null, "", location.pathname);
+  if (conversation.messages.length > 0) open(store.draft());
+  shell.closeDrawers();
+  focusInput();
+}
+
+function rename(which, title) {
+  which.title = title;
+  store.save(which, { touch: false });
+  show();
+}
+
+function remove(which) {
+  answers.get(which.id)?.stop();
+  store.remove(which);
+  const here = which.id === conversation.id;
+  if (here) startNew();
+  sidebar.show();
+  const undo = () => {
+    store.save(which, { touch: false });
+    if (here && conversation.messages.length === 0) location.hash = `c=${which.id}`;
+    sidebar.show();
+  };
+  notify(`Deleted “${shortened(which.title, 40)}”.`, { label: "Undo", run: undo });
+}
+
+function exportFile(which) {
+  const line = exportLine(which);
+  if (!line) return notify("There is no answer to export yet.");
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([line], { type: "application/jsonl" }));
+  link.download = `${
+    which.title
+      .toLowerCase()
+      .replace(/[^\p{L}\p{N}]+/gu, "-")
+      .replace(/^-|-$/g, "")
+      .slice(0, 50) || "conversation"
+  }.jsonl`;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+}
+
+/** Puts other messages in the place of the present ones, with a way back. */
+function replaceMessages(messages, notice) {
+  const where = conversation;
+  const before = where.messages;
+  answers.get(where.id)?.stop();
+  answers.delete(where.id);
+  where.messages = messages;
+  const undo = () => {
+    answers.get(where.id)?.stop();
+    answers.delete(where.id);
+    where.messages = before;
+    store.save(where);
+    if (where === conversation) open(where);
+  };
+  if (notice) notify(notice, { label: "Undo", run: undo });
+}
+
+// ---- Questions and answers ----
+
+function send(text) {
+  if (!picker.value || answers.has(conversation.id)) return;
+  conversation.messages.push({ role: "user", content: text });
+  if (!conversation.title) conversation.title = shortened(text.replace(/\s+/g, " "), 60);
+  if (location.hash !== `#c=${conversation.id}`) history.pushState(null, "", `#c=${conversation.id}`);
+  drafts.delete(conversation.id);
+  input.value = "";
+  fitHeight(input);
+  ask();
+}
+
+/** Asks for an answer to the messages as they stand. */
+function ask() {
+  const where = conversation;
+  const model = picker.value;
+  if (!model) return;
+  const message = emptyAnswer(model);
+  where.model = model;
+  where.messages.push(message);
+  store.save(where);
+  let saved = performance.now();
+  const changed = () => {
+    if (where === conversation) thread.changed(message);
+    if (performance.now() - saved > SAVE_EVERY && answers.get(where.id) === answer) {
+      saved = performance.now();
+      store.save(where);
+    }
+  };
+  const answer = new Answer({ conversation: where, message, model, key: store.key, changed });
+  answers.set(where.id, answer);
+  announce("Waiting for the answer");
+  show();
+  thread.scrollToEnd();
+  answer.run().then(() => ended(answer));
+}
+
+function ended(answer) {
+  const { conversation: where, message } = answer;
+  if (answers.get(where.id) === answer) answers.delete(where.id);
+  // It may have been deleted or replaced meanwhile.
+  if (store.conversations.get(where.id) === where && where.messages.includes(message)) store.save(where);
+  if (where === conversation && where.messages.includes(message)) announce(spoken(message));
+  if (message.error?.status === 401) enterKey();
+  if (message.error?.status === 404) look();
+  show();
+}
+
+function spoken({ state, content, error }) {
+  if (state === "failed") return `${error.text}`;
+  if (state === "stopped") return "Stopped";
+  return `Answer: ${shortened(content, 600)}`;
+}
+
+function stop() {
+  answers.get(conversation.id)?.stop();
+}
+
+function retry() {
+  if (answers.has(conversation.id)) return;
+  const last = conversation.messages.at(-1);
+  const messages = last?.role === "assistant" ? conversation.messages.slice(0, -1) : conversation.messages;
+  replaceMessages(messages, last?.content ? "The answer is being written anew." : null);
+  ask();
+}
+
+function edit(index, text) {
+  const follows = conversation.messages.length > index + 1;
+  replaceMessages(
+    [...conversation.messages.slice(0, index), { role: "user", content: text }],
+    follows ? "What followed was dropped." : null,
+  );
+  ask();
+  focusInput();
+}
+
+async function enterKey() {
+  while (await keyDialog.ask()) {
+    await look();
+    if (server.state === "locked") continue;
+    if (conversation.messages.at(-1)?.error?.status === 401) retry();
+    return;
+  }
+}
+
+// ---- The server ----
+
+/** Asks the server for its models, and again a little later while it has none or is away. */
+async function look() {
+  clearTimeout(look.timer);
+  try {
+    server.models = await listModels(store.key);
+    server.state = server.models.length > 0 ? "ready" : "empty";
+  } catch (error) {
+    server.state = error.status === 401 ? "locked" : "away";
+    server.error = error.message;
+  }
+  if (server.state === "ready") fillPicker();
+  else emptyPicker();
+  // Where a key is missing, only the person can help.
+  if (server.state === "empty" || server.state === "away") look.timer = setTimeout(look, LOOK_AGAIN);
+  if (server.state === "locked" && !look.asked) {
+    look.asked = true;
+    enterKey();
+  }
+  get("key-in-use").hidden = !store.key;
+  show();
+}
+
+function fillPicker() {
+  picker.replaceChildren(
+    ...server.models.map(({ id, description }) => {
+      const option = new Option(id, id);
+      if (description) option.title = description;
+      return option;
+    }),
+  );
+  picker.disabled = false;
+  chooseModel(conversation.model ?? store.preferences.model);
+}
+
+function emptyPicker() {
+  picker.replaceChildren(
+    new Option({ empty: "No model yet", locked: "API key needed", away: "No server" }[server.state], ""),
+  );
+  picker.disabled = true;
+}
+
+function chooseModel(id) {
+  const wanted = [id, store.preferences.model].find((name) =>
+    server.models.some((model) => model.id === name),
+  );
+  if (wanted) picker.value = wanted;
+}
+
+// ---- What is on the page ----
+
+function show() {
+  const { messages, title } = conversation;
+  const answering = answers.has(conversation.id);
+  thread.show(messages);
+  sidebar.show();
+  get("welcome").hidden = messages.length > 0;
+  if (messages.length === 0) {
+    const model = server.models.find(({ id }) => id === picker.value);
+    showWelcome(get("welcome"), { server, model, send, look, enterKey });
+  }
+  get("heading").textContent = title || "New conversation";
+  document.title = title ? `${title} · Strata` : "Strata";
+  // A focused button that vanishes would drop the focus to the page's start.
+  const focused = document.activeElement === get("stop") || document.activeElement === get("send");
+  get("stop").hidden = !answering;
+  get("send").hidden = answering;
+  if (focused) focusInput();
+  showSendable();
+  showRoomLeft();
+}
+
+/** Where the keyboard is on the screen it would cover the answer: there the focus comes when the person asks for it. */
+function focusInput() {
+  if (matchMedia("(pointer: fine)").matches) input.focus();
+}
+
+function showSendable() {
+  get("send").disabled = !input.value.trim() || server.models.length === 0;
+}
+
+/** Says how full the model's context is, once it matters. */
+function showRoomLeft() {
+  const usage = conversation.messages.findLast(({ usage }) => usage)?.usage;
+  const most = server.models.find(({ id }) => id === picker.value)?.context_length;
+  const place = get("room-left");
+  const near = usage && most && usage.total_tokens > most / 2;
+  place.textContent = near ? `${usage.total_tokens} of ${most} tokens` : "";
+  place.title = near ? "How much of what this model can read at once the conversation takes" : "";
+  place.classList.toggle("mark", Boolean(near) && usage.total_tokens > most * 0.85);
+}
+
+function tellStorageProblem(what) {
+  const text =
+    what === "full"
+      ? "This browser's storage is full: new messages are lost when the page closes. Deleting conversations makes room."
+      : "This browser keeps nothing for this page: conversations are lost when it closes.";
+  get("storage-note").textContent = text;
+  get("storage-note").classList.add("mark");
+  notify(text);
+}
+
+function shortened(text, most) {
+  const characters = [...text];
+  return characters.length > most
+    ? `${characters
+        .slice(0, most - 1)
+        .join("")
+        .trimEnd()}…`
+    : text;
+}
+
+// ---- Events ----
+
+get("composer").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const text = input.value.trim();
+  if (text) send(text);
+});
+input.addEventListener("input", () => {
+  fitHeight(input);
+  showSendable();
+});
+input.addEventListener("keydown", (event) => {
+  if (isComposing(event)) return;
+  if (event.key === "Enter" && !event.shiftKey) {
+    event.preventDefault();
+    get("composer").requestSubmit();
+  } else if (event.key === "ArrowUp" && !input.value && thread.editLast()) event.preventDefault();
+});
+picker.addEventListener("change", () => {
+  store.preferences.model = picker.value;
+  store.savePreferences();
+  conversation.model = picker.value;
+  if (conversation.messages.length > 0) store.save(conversation, { touch: false });
+  show();
+});
+get("stop").addEventListener("click", stop);
+get("new").addEventListener("click", startNew);
+get("new-in-bar").addEventListener("click", startNew);
+get("forget-key").addEventListener("click", () => {
+  store.forgetKey();
+  get("key-in-use").hidden = true;
+  notify("The key is forgotten.");
+});
+document.addEventListener("keydown", (event) => {
+  if (isComposing(event)) return;
+  if (document.querySelector(":popover-open, dialog[open]")) return;
+  const command = (event.ctrlKey || event.metaKey) && !event.altKey && !event.shiftKey;
+  if (command && event.key.toLowerCase() === "k") {
+    event.preventDefault();
+    startNew();
+  } else if (event.key === "Escape" && !shell.closeTopmost()) stop();
+});
+addEventListener("hashchange", openFromAddress);
+addEventListener("popstate", openFromAddress);
+addEventListener("storage", (event) => {
+  const id = store.follow(event);
+  if (!id) return;
+  if (id === conversation.id && !answers.has(id)) open(store.conversations.get(id) ?? store.draft());
+  else sidebar.show();
+});
+addEventListener("pagehide", () => {
+  for (const answer of answers.values()) {
+    answer.leave();
+    store.save(answer.conversation);
+  }
+});
+document.addEventListener("visibilitychange", () => {
+  if (!document.hidden && server.state !== "ready" && server.state !== "locked") look();
+});
+
+get("new-key").textContent = /Mac|iPhone|iPad/.test(navigator.platform) ? "⌘K" : "Ctrl K";
+openFromAddress();
+look();
