@@ -113,8 +113,9 @@ pub fn generate(
             .zip(&next)
             .map(|(sequence, tokens)| Input { state: &mut sequence.state, tokens })
             .collect();
-        let logits = decoder.step(cpu, &mut inputs, Wanted::Last)?;
-        for (sequence, logits) in active.iter_mut().zip(logits.chunks_exact(decoder.config().vocab_size)) {
+        let mut logits = decoder.step(cpu, &mut inputs, Wanted::Last)?;
+        for (sequence, logits) in active.iter_mut().zip(logits.chunks_exact_mut(decoder.config().vocab_size))
+        {
             sequence.next = sequence.sampler.choose(logits);
         }
     }
@@ -144,8 +145,8 @@ fn read_prompts(
         let mut states: Vec<State> = now.iter().map(|_| decoder.new_state()).collect();
         let mut inputs: Vec<Input<'_>> =
             states.iter_mut().zip(now).map(|(state, tokens)| Input { state, tokens }).collect();
-        let logits = decoder.step(cpu, &mut inputs, Wanted::Last)?;
-        for (state, logits) in states.into_iter().zip(logits.chunks_exact(decoder.config().vocab_size)) {
+        let mut logits = decoder.step(cpu, &mut inputs, Wanted::Last)?;
+        for (state, logits) in states.into_iter().zip(logits.chunks_exact_mut(decoder.config().vocab_size)) {
             let index = sequences.len();
             let mut sampler = Sampler::new(sampling, index as u64);
             let next = sampler.choose(logits);

@@ -2,12 +2,15 @@
 
 mod constraint;
 mod decode;
+pub mod engine;
 mod sampler;
 mod text;
 
 pub use constraint::{
-    Constraint, ConstraintError, Grammars, Shape, Tool, ToolCall, ToolChoice, parse_tool_calls,
+    CALL_BEGIN, CALL_END, Constraint, ConstraintError, Grammars, Shape, Tool, ToolCall, ToolChoice,
+    parse_tool_calls,
 };
 pub use decode::{Finish, GenerateError, Generated, Limits, generate};
+pub use engine::Engine;
 pub use sampler::{Sampler, Sampling};
 pub use text::TextStream;

@@ -10,7 +10,7 @@ pub struct TextStream {
     stops: Vec<String>,
     held: String,
     trim_space: bool,
-    stopped: bool,
+    stopped_by: Option<usize>,
 }
 
 impl TextStream {
@@ -22,13 +22,18 @@ impl TextStream {
             stops: stops.iter().filter(|s| !s.is_empty()).cloned().collect(),
             held: String::new(),
             trim_space: answer,
-            stopped: false,
+            stopped_by: None,
         }
     }
 
     /// Whether a stop string has ended the text; nothing follows then.
     pub fn stopped(&self) -> bool {
-        self.stopped
+        self.stopped_by.is_some()
+    }
+
+    /// The stop string that has ended the text.
+    pub fn stopped_by(&self) -> Option<&str> {
+        self.stopped_by.map(|index| self.stops[index].as_str())
     }
 
     /// Takes the next token; returns the text that is now certain, perhaps empty.
@@ -50,7 +55,7 @@ impl TextStream {
     }
 
     fn take(&mut self, text: Option<String>, last: bool) -> String {
-        if self.stopped {
+        if self.stopped() {
             return String::new();
         }
         let mut text = text.unwrap_or_default();
@@ -61,8 +66,10 @@ impl TextStream {
             }
         }
         self.held.push_str(&text);
-        if let Some(at) = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min() {
-            self.stopped = true;
+        // Where several begin at the same place, the first one given ends it.
+        let found = |(index, stop): (usize, &String)| self.held.find(stop.as_str()).map(|at| (at, index));
+        if let Some((at, index)) = self.stops.iter().enumerate().filter_map(found).min() {
+            self.stopped_by = Some(index);
             self.held.truncate(at);
             return std::mem::take(&mut self.held);
         }

@@ -16,6 +16,7 @@ pub mod weights;
 
 pub use config::{Config, Llama3Scaling};
 pub use decoder::Decoder;
+pub use decoder::Decoder as Inference;
 pub use error::ModelError;
 pub use home::Home;
 pub use lineage::{DataFile, Lineage, Parent};

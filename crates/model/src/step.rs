@@ -23,9 +23,18 @@ impl State {
         self.length == 0
     }
 
-    /// Memory of the cached keys and values in bytes.
+    /// Memory held for cached keys and values in bytes.
     pub fn bytes(&self) -> usize {
-        self.keys.iter().chain(&self.values).map(|v| size_of_val(v.as_slice())).sum()
+        self.keys.iter().chain(&self.values).map(|v| v.capacity() * size_of::<f32>()).sum()
+    }
+
+    /// A copy of what was known after the first `length` tokens, or after all where there are fewer.
+    pub fn prefix(&self, length: usize) -> State {
+        let length = length.min(self.length);
+        let copy = |caches: &[Vec<f32>]| {
+            caches.iter().map(|cache| cache[..cache.len() / self.length.max(1) * length].to_vec()).collect()
+        };
+        State { keys: copy(&self.keys), values: copy(&self.values), length }
     }
 
     /// Forgets everything after the first `length` tokens.

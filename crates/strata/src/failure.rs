@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use strata_data::DataError;
 use strata_generate::GenerateError;
 use strata_model::ModelError;
+use strata_serve::KeyError;
 use strata_train::TrainError;
 
 /// Wrong usage that only shows once the command runs.
@@ -52,6 +53,9 @@ fn is_bad_input(cause: &(dyn std::error::Error + 'static)) -> bool {
         || cause.downcast_ref::<TrainError>().is_some_and(by_train)
         || cause.downcast_ref::<ModelError>().is_some_and(bad_model)
         || cause.downcast_ref::<DataError>().is_some_and(bad_data)
+        || cause.downcast_ref::<KeyError>().is_some_and(|error| {
+            matches!(error, KeyError::Name(_) | KeyError::Taken(_) | KeyError::Unknown(_))
+        })
         || cause.downcast_ref::<GenerateError>().is_some_and(|error| match error {
             GenerateError::Model(error) => bad_model(error),
             GenerateError::Prompt { .. } => true,

@@ -34,6 +34,10 @@ enum Command {
     Eval(commands::eval::EvalArguments),
     /// List models, or show where one comes from.
     Models(commands::models::ModelsArguments),
+    /// Serve models to programs and people: APIs of Cohere and OpenAI, a page to chat on.
+    Serve(Box<commands::serve::ServeArguments>),
+    /// Make, list and revoke the keys that a server asks for.
+    Keys(commands::keys::KeysArguments),
     /// Measure how fast this machine trains and decodes.
     Bench(commands::bench::BenchArguments),
 }
@@ -48,6 +52,8 @@ fn main() -> std::process::ExitCode {
         Command::Chat(arguments) => commands::chat::run(arguments, &place),
         Command::Eval(arguments) => commands::eval::run(arguments, &place),
         Command::Models(arguments) => commands::models::run(arguments, &place),
+        Command::Serve(arguments) => commands::serve::run(*arguments, &place),
+        Command::Keys(arguments) => commands::keys::run(arguments, &place),
         Command::Bench(arguments) => commands::bench::run(arguments, &place),
     });
     match result {

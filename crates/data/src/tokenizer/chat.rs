@@ -61,6 +61,11 @@ struct Piece {
 }
 
 impl Tokenizer {
+    /// The source of the default chat template, if there is one: what it mentions, such as `tools`, it can be given.
+    pub fn chat_template(&self) -> Option<&str> {
+        self.inner.templates.get(None).ok().map(super::template::ChatTemplate::source)
+    }
+
     /// The text of a dialogue, as the chat template writes it.
     ///
     /// # Errors

@@ -18,11 +18,11 @@ use strata_data::Tokenizer;
 use toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
 
 pub use calls::{ToolCall, parse_tool_calls};
-pub use shape::{Shape, Tool, ToolChoice};
+pub use shape::{CALL_BEGIN, CALL_END, Shape, Tool, ToolChoice};
 
 use json::Json;
 use plan::{NoPlan, Place, Plan};
-use shape::{CALL_BEGIN, Grammar};
+use shape::Grammar;
 
 /// What a constraint can fail with.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -43,9 +43,9 @@ pub enum ToolChoice {
 }
 
 /// What a tool call begins with.
-pub(super) const CALL_BEGIN: &str = "<tool_call>";
+pub const CALL_BEGIN: &str = "<tool_call>";
 /// What it ends with.
-pub(super) const CALL_END: &str = "</tool_call>";
+pub const CALL_END: &str = "</tool_call>";
 
 /// Largest text of all schemas of an answer, in bytes.
 const LARGEST: usize = 64 * 1024;

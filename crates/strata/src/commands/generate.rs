@@ -59,7 +59,13 @@ pub struct SamplingArguments {
 impl SamplingArguments {
     /// As the decoder wants them.
     pub fn sampling(&self) -> Sampling {
-        Sampling { temperature: self.temperature, top_k: self.top_k, top_p: self.top_p, seed: self.seed }
+        Sampling {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            seed: self.seed,
+            ..Sampling::default()
+        }
     }
 }
 

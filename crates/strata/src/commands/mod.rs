@@ -6,7 +6,9 @@ pub mod chat;
 pub mod demo;
 pub mod eval;
 pub mod generate;
+pub mod keys;
 pub mod models;
+pub mod serve;
 pub mod train;
 
 use std::io::Write;

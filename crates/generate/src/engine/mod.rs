@@ -1,0 +1,248 @@
+//! Generation for many at once: one thread per model, which every request joins and leaves at any step.
+//!
+//! [`Engine::submit`] puts requests into a bounded queue and returns the stream of their events. The engine's thread
+//! takes the requests of all clients in turn, reads their prompts in pieces beside the sequences that are already
+//! being written, and gives every token out as soon as it is chosen. Dropping the stream cancels the request.
+
+mod prefix;
+mod queue;
+#[cfg(test)]
+mod tests;
+mod worker;
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use strata_data::Tokenizer;
+use strata_model::Inference;
+use strata_tensor::Cpu;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+use crate::{Constraint, Limits, Sampling};
+
+/// One sequence to be written.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// The tokens to continue; at least one.
+    pub prompt: Vec<u32>,
+    /// When it ends.
+    pub limits: Limits,
+    /// Text that ends it and is not part of the result.
+    pub stop_strings: Vec<String>,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// Added to the logits of tokens, each time.
+    pub bias: Vec<(u32, f32)>,
+    /// Whether the text answers in a chat, where the template's leading space is left out.
+    pub answer: bool,
+    /// What the text must look like.
+    pub constraint: Option<Constraint>,
+    /// Whether log-probabilities are wanted, and those of how many likeliest tokens beside the chosen one.
+    pub log_probabilities: Option<usize>,
+    /// Who asks: clients take turns, and only requests of the same client share what was computed of a prompt.
+    pub client: u64,
+    /// When it ends at the latest.
+    pub deadline: Option<Instant>,
+}
+
+/// What happens to a request, in this order: tokens, then one of the last two.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// A token was written.
+    Token(Token),
+    /// The sequence ended.
+    Finished(Finished),
+    /// The engine could not go on.
+    Failed(String),
+}
+
+/// A token that was written.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Token {
+    /// The token.
+    pub id: u32,
+    /// The text that is certain now; it may be empty, or hold characters of earlier tokens.
+    pub text: String,
+    /// Natural logarithm of its probability, where asked for.
+    pub log_probability: Option<f32>,
+    /// The likeliest tokens with theirs, likeliest first, where asked for.
+    pub alternatives: Vec<(u32, f32)>,
+}
+
+/// How a sequence ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Finished {
+    /// Why.
+    pub reason: Reason,
+    /// The last of the text.
+    pub text: String,
+    /// What it took.
+    pub usage: Usage,
+}
+
+/// Why a sequence ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reason {
+    /// The model ended it.
+    Stop,
+    /// This stop string came.
+    StopString(String),
+    /// It has as many tokens as allowed, or the context is full.
+    Length,
+    /// Its time was over.
+    Timeout,
+}
+
+/// Tokens of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// Of the prompt.
+    pub prompt_tokens: usize,
+    /// Those of the prompt that did not have to be computed again.
+    pub cached_tokens: usize,
+    /// Written, an end token included.
+    pub completion_tokens: usize,
+}
+
+/// Bounds of an engine.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// Sequences that are written at the same time.
+    pub batch: usize,
+    /// Requests that wait at most.
+    pub queue: usize,
+    /// Prompt tokens that are read in one step at most, so that those who are being answered do not wait.
+    pub prompt_tokens: usize,
+    /// Bytes of keys and values: of running sequences, and of finished ones kept for what may follow.
+    pub cache_bytes: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings { batch: 64, queue: 256, prompt_tokens: 256, cache_bytes: 1 << 30 }
+    }
+}
+
+/// Counters of an engine since its start; read them at any time.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Requests that wait now.
+    pub waiting: AtomicUsize,
+    /// Sequences that are being written now.
+    pub running: AtomicUsize,
+    /// Passes through the model.
+    pub steps: AtomicU64,
+    /// Sequences of all passes: divided by `steps`, the mean batch.
+    pub step_sequences: AtomicU64,
+    /// Prompt tokens asked for.
+    pub prompt_tokens: AtomicU64,
+    /// Prompt tokens that did not have to be computed.
+    pub cached_tokens: AtomicU64,
+    /// Tokens written.
+    pub completion_tokens: AtomicU64,
+    /// Bytes of keys and values of running and kept sequences.
+    pub cache_bytes: AtomicUsize,
+    /// Milliseconds that the last finished requests took on average, for the advice to those who are turned away.
+    request_milliseconds: AtomicU64,
+}
+
+/// Why a request was not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// The queue is full.
+    #[error("{waiting} requests are waiting already; try again in {} s", retry_after.as_secs())]
+    Full {
+        /// Requests that wait.
+        waiting: usize,
+        /// When there may be room.
+        retry_after: Duration,
+    },
+    /// The engine's thread ended.
+    #[error("the model is being stopped; try again")]
+    Stopped,
+}
+
+/// A model that writes for many. Dropping it ends its thread once the running sequences are done.
+#[derive(Debug)]
+pub struct Engine {
+    jobs: mpsc::Sender<Job>,
+    counters: Arc<Counters>,
+    settings: Settings,
+    thread: std::thread::JoinHandle<()>,
+}
+
+/// A request on its way to the engine's thread.
+struct Job {
+    request: Request,
+    /// Place among the requests that were submitted together.
+    index: usize,
+    events: UnboundedSender<(usize, Event)>,
+    since: Instant,
+}
+
+impl Engine {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// The operating system refuses the thread.
+    pub fn start(
+        model: Inference,
+        tokenizer: Tokenizer,
+        cpu: Cpu,
+        settings: Settings,
+    ) -> std::io::Result<Engine> {
+        let (jobs, receiver) = mpsc::channel();
+        let counters = Arc::new(Counters::default());
+        let shared = counters.clone();
+        let thread = std::thread::Builder::new()
+            .name("strata-engine".into())
+            .spawn(move || worker::Worker::new(model, tokenizer, cpu, settings, shared).run(&receiver))?;
+        Ok(Engine { jobs, counters, settings, thread })
+    }
+
+    /// Puts requests into the queue, all or none. Their events come with the request's index; sequences of one call
+    /// choose independently of each other even with equal seeds. Dropping the receiver cancels all of them.
+    ///
+    /// # Errors
+    /// [`Refused`] where the queue has not enough room, or the engine's thread is gone.
+    pub fn submit(&self, requests: Vec<Request>) -> Result<UnboundedReceiver<(usize, Event)>, Refused> {
+        let waiting = &self.counters.waiting;
+        let count = requests.len();
+        // More at once than the queue holds are taken when nothing waits: else they would never be.
+        let room = |n| (n == 0 || n + count <= self.settings.queue).then_some(n + count);
+        if let Err(waiting) = waiting.fetch_update(Relaxed, Relaxed, room) {
+            return Err(Refused::Full { waiting, retry_after: self.retry_after(waiting) });
+        }
+        let (events, receiver) = unbounded_channel();
+        let since = Instant::now();
+        for (index, request) in requests.into_iter().enumerate() {
+            if self.jobs.send(Job { request, index, events: events.clone(), since }).is_err() {
+                return Err(Refused::Stopped);
+            }
+        }
+        Ok(receiver)
+    }
+
+    /// What the engine has done and is doing.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Whether the engine's thread ended, which it only does by a defect while there are requests to come.
+    pub fn is_stopped(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Whether anything waits or runs.
+    pub fn is_busy(&self) -> bool {
+        self.counters.waiting.load(Relaxed) + self.counters.running.load(Relaxed) > 0
+    }
+
+    /// How long it takes until as many have been answered as wait now: at least a second, at most a minute.
+    fn retry_after(&self, waiting: usize) -> Duration {
+        let each = self.counters.request_milliseconds.load(Relaxed);
+        let rounds = waiting.div_ceil(self.settings.batch) as u64;
+        Duration::from_secs((each * rounds).div_ceil(1000).clamp(1, 60))
+    }
+}

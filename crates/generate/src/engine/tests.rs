@@ -1,0 +1,265 @@
+use super::*;
+use crate::{Sampling, generate};
+use strata_model::{Config, Decoder};
+use strata_tensor::Isa;
+
+const CONTEXT: usize = 160;
+
+fn tokenizer() -> Tokenizer {
+    Tokenizer::train([Ok("the water and the land, the bar and the water")], 280).unwrap()
+}
+
+fn decoder(vocab_size: usize) -> Decoder {
+    let config = Config {
+        vocab_size,
+        width: 16,
+        layers: 2,
+        heads: 2,
+        kv_heads: 1,
+        head_dim: 8,
+        ffn: 24,
+        max_positions: CONTEXT,
+        norm_epsilon: 1e-5,
+        rope_theta: 10000.0,
+        rope_scaling: None,
+        tied: false,
+        bos: None,
+        eos: vec![],
+    };
+    Decoder::new(&config, 5).unwrap()
+}
+
+fn cpu() -> Cpu {
+    Cpu::new(Isa::best(), 2).unwrap()
+}
+
+fn model() -> Inference {
+    decoder(tokenizer().vocab_size())
+}
+
+fn engine(settings: Settings) -> Engine {
+    Engine::start(model(), tokenizer(), cpu(), settings).unwrap()
+}
+
+fn request(prompt: &[u32], max_tokens: usize) -> Request {
+    Request {
+        prompt: prompt.to_vec(),
+        limits: Limits { max_tokens, stop: vec![] },
+        stop_strings: vec![],
+        sampling: Sampling::default(),
+        bias: vec![],
+        answer: false,
+        constraint: None,
+        log_probabilities: None,
+        client: 0,
+        deadline: None,
+    }
+}
+
+/// The tokens and the end of a request.
+fn collect(mut events: UnboundedReceiver<(usize, Event)>) -> (Vec<u32>, Finished) {
+    let mut tokens = Vec::new();
+    loop {
+        match events.blocking_recv() {
+            Some((0, Event::Token(token))) => tokens.push(token.id),
+            Some((0, Event::Finished(finished))) => return (tokens, finished),
+            other => panic!("{other:?} after {} tokens", tokens.len()),
+        }
+    }
+}
+
+fn prompts() -> Vec<Vec<u32>> {
+    (0..40u32).map(|i| (0..1 + i * 7 % 90).map(|k| 7 + (i * 31 + k * k * 13) % 250).collect()).collect()
+}
+
+#[test]
+fn what_a_request_gets_does_not_depend_on_the_others() {
+    let crowded = engine(Settings { batch: 7, prompt_tokens: 16, ..Settings::default() });
+    let together: Vec<_> =
+        prompts().iter().map(|prompt| crowded.submit(vec![request(prompt, 30)]).unwrap()).collect();
+    let alone = engine(Settings { cache_bytes: 0, ..Settings::default() });
+    for (prompt, events) in prompts().iter().zip(together) {
+        let (tokens, finished) = collect(events);
+        let (expected, _) = collect(alone.submit(vec![request(prompt, 30)]).unwrap());
+        assert_eq!(tokens, expected);
+        assert_eq!(finished.reason, Reason::Length);
+        assert_eq!(finished.usage.completion_tokens, 30);
+    }
+}
+
+#[test]
+fn the_engine_writes_what_plain_generation_writes() {
+    let limits = Limits { max_tokens: 20, stop: vec![] };
+    let all = generate(&model(), &cpu(), &prompts(), &limits, Sampling::default(), |_, _| true).unwrap();
+    let engine = engine(Settings::default());
+    for (prompt, expected) in prompts().iter().zip(all) {
+        assert_eq!(collect(engine.submit(vec![request(prompt, 20)]).unwrap()).0, expected.tokens);
+    }
+}
+
+#[test]
+fn the_next_turn_finds_what_the_last_one_computed_and_gets_the_same() {
+    let engine = engine(Settings::default());
+    let first: Vec<u32> = (10..40).collect();
+    let (answer, finished) = collect(engine.submit(vec![request(&first, 12)]).unwrap());
+    assert_eq!(finished.usage.cached_tokens, 0);
+    let second: Vec<u32> = first.iter().chain(&answer).copied().chain(50..60).collect();
+    let again = Request { client: 1, ..request(&second, 20) };
+    let (elsewhere, other_client) = collect(engine.submit(vec![again]).unwrap());
+    let (here, finished) = collect(engine.submit(vec![request(&second, 20)]).unwrap());
+    // The last token of the answer was chosen and never read.
+    assert_eq!(finished.usage.cached_tokens, first.len() + answer.len() - 1);
+    assert_eq!(other_client.usage.cached_tokens, 0, "what one client asked is not shared with another");
+    assert_eq!(here, elsewhere);
+    assert_eq!(engine.counters().cached_tokens.load(Relaxed) as usize, first.len() + answer.len() - 1);
+}
+
+#[test]
+fn what_is_kept_stays_within_its_bytes() {
+    let bytes = 100 << 10;
+    let engine = engine(Settings { cache_bytes: bytes, batch: 2, ..Settings::default() });
+    for prompt in prompts() {
+        collect(engine.submit(vec![request(&prompt, 40)]).unwrap());
+    }
+    // One more step passes before the counter is renewed; wait for the thread to be idle.
+    collect(engine.submit(vec![request(&[1], 1)]).unwrap());
+    assert!(engine.counters().cache_bytes.load(Relaxed) <= bytes);
+}
+
+#[test]
+fn a_full_queue_refuses_and_says_when_to_come_back() {
+    let engine = engine(Settings { batch: 1, queue: 2, ..Settings::default() });
+    let mut taken = Vec::new();
+    let refused = loop {
+        match engine.submit(vec![request(&[1, 2, 3], 100)]) {
+            Ok(events) => taken.push(events),
+            Err(refused) => break refused,
+        }
+    };
+    let Refused::Full { waiting, retry_after } = refused else { panic!("{refused}") };
+    assert_eq!(waiting, 2);
+    assert!(retry_after >= Duration::from_secs(1));
+    for events in taken {
+        assert_eq!(collect(events).0.len(), 100);
+    }
+    assert!(engine.submit(vec![request(&[1], 1)]).is_ok(), "there is room again");
+}
+
+#[test]
+fn a_dropped_stream_frees_its_place() {
+    let engine = engine(Settings { batch: 1, queue: 8, ..Settings::default() });
+    let running = engine.submit(vec![request(&[1, 2], 150)]).unwrap();
+    let waiting = engine.submit(vec![request(&[3, 4], 150)]).unwrap();
+    let last = engine.submit(vec![request(&[5, 6], 3)]).unwrap();
+    drop(waiting);
+    drop(running);
+    assert_eq!(collect(last).0.len(), 3);
+    let written = engine.counters().completion_tokens.load(Relaxed);
+    assert!(written < 300, "{written} tokens were written, most of them for nobody");
+}
+
+#[test]
+fn clients_take_turns() {
+    let engine = engine(Settings { batch: 1, ..Settings::default() });
+    // Holds the only place while the others queue up.
+    let first = engine.submit(vec![request(&[1], 150)]).unwrap();
+    let busy: Vec<_> = (0..20).map(|_| engine.submit(vec![request(&[2], 50)]).unwrap()).collect();
+    let modest = engine.submit(vec![Request { client: 1, ..request(&[3], 5) }]).unwrap();
+    collect(first);
+    collect(modest);
+    let unfinished = busy.into_iter().filter_map(|mut events| {
+        let mut last = None;
+        while let Ok(event) = events.try_recv() {
+            last = Some(event);
+        }
+        (!matches!(last, Some((0, Event::Finished(_))))).then_some(())
+    });
+    assert!(unfinished.count() >= 10, "the modest client waited for all of the busy one's requests");
+}
+
+#[test]
+fn time_is_bounded() {
+    let engine = engine(Settings { batch: 1, ..Settings::default() });
+    let late = Request { deadline: Some(Instant::now()), ..request(&[1, 2], 150) };
+    let (tokens, finished) = collect(engine.submit(vec![late]).unwrap());
+    assert_eq!((tokens.len(), finished.reason), (0, Reason::Timeout));
+}
+
+#[test]
+fn text_comes_as_it_is_certain_and_ends_before_a_stop_string() {
+    let engine = engine(Settings::default());
+    let whole: String = {
+        let mut events = engine.submit(vec![request(&[20, 21], 40)]).unwrap();
+        let mut text = String::new();
+        while let Some((_, event)) = events.blocking_recv() {
+            match event {
+                Event::Token(token) => text += &token.text,
+                Event::Finished(finished) => text += &finished.text,
+                Event::Failed(problem) => panic!("{problem}"),
+            }
+        }
+        text
+    };
+    let characters: Vec<char> = whole.chars().collect();
+    let stop: String = characters[characters.len() / 2..][..2].iter().collect();
+    let stopped = Request { stop_strings: vec![stop.clone()], ..request(&[20, 21], 40) };
+    let mut events = engine.submit(vec![stopped]).unwrap();
+    let mut text = String::new();
+    let reason = loop {
+        match events.blocking_recv().unwrap().1 {
+            Event::Token(token) => text += &token.text,
+            Event::Finished(finished) => {
+                text += &finished.text;
+                break finished.reason;
+            }
+            Event::Failed(problem) => panic!("{problem}"),
+        }
+    };
+    assert_eq!(reason, Reason::StopString(stop.clone()));
+    assert_eq!(text, whole[..whole.find(&stop).unwrap()]);
+    assert_eq!(events.blocking_recv(), None);
+}
+
+#[test]
+fn log_probabilities_and_alternatives_come_with_each_token() {
+    let engine = engine(Settings::default());
+    let mut events = engine.submit(vec![Request { log_probabilities: Some(3), ..request(&[9], 4) }]).unwrap();
+    let Some((0, Event::Token(token))) = events.blocking_recv() else { panic!("no token") };
+    assert_eq!(token.alternatives.len(), 3);
+    assert_eq!(
+        token.alternatives[0],
+        (token.id, token.log_probability.unwrap()),
+        "greedy takes the likeliest"
+    );
+    assert!(token.alternatives.is_sorted_by(|a, b| a.1 >= b.1) && token.alternatives[0].1 <= 0.0);
+}
+
+#[test]
+fn several_continuations_of_a_prompt_choose_independently() {
+    let engine = engine(Settings::default());
+    let sampling = Sampling { temperature: 1.0, seed: 3, ..Sampling::default() };
+    let request = Request { sampling, ..request(&[9, 10, 11], 20) };
+    let run = || {
+        let mut events = engine.submit(vec![request.clone(); 3]).unwrap();
+        let mut tokens = vec![Vec::new(); 3];
+        while let Some((index, event)) = events.blocking_recv() {
+            if let Event::Token(token) = event {
+                tokens[index].push(token.id);
+            }
+        }
+        tokens
+    };
+    let first = run();
+    assert!(first[0] != first[1] && first[1] != first[2] && first[0].len() == 20, "{first:?}");
+    assert_eq!(run(), first, "equal seeds give equal choices");
+}
+
+#[test]
+fn bias_can_force_and_forbid_a_token() {
+    let engine = engine(Settings::default());
+    let forced = Request { bias: vec![(42, 100.0)], ..request(&[9], 4) };
+    assert_eq!(collect(engine.submit(vec![forced]).unwrap()).0, [42; 4]);
+    let (free, _) = collect(engine.submit(vec![request(&[9], 4)]).unwrap());
+    let forbidden = Request { bias: vec![(free[0], -100.0)], ..request(&[9], 4) };
+    assert!(!collect(engine.submit(vec![forbidden]).unwrap()).0.contains(&free[0]));
+}

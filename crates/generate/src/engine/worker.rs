@@ -1,0 +1,318 @@
+//! The engine's thread: admit, read or write one step for everyone, give out, repeat.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::Instant;
+
+use strata_data::Tokenizer;
+use strata_model::{Inference, Input, State, Wanted};
+use strata_tensor::Cpu;
+
+use super::prefix::{PrefixCache, common, is_worth};
+use super::queue::Queue;
+use super::{Counters, Event, Finished, Job, Reason, Settings, Token, Usage};
+use crate::sampler::log_probabilities;
+use crate::{Constraint, Sampler, TextStream};
+
+pub(super) struct Worker {
+    model: Inference,
+    tokenizer: Tokenizer,
+    cpu: Cpu,
+    settings: Settings,
+    counters: Arc<Counters>,
+    queue: Queue,
+    running: Vec<Sequence>,
+    kept: PrefixCache,
+    /// Bytes of keys and values per token.
+    token_bytes: usize,
+}
+
+/// A sequence that is being read or written.
+struct Sequence {
+    job: Job,
+    state: State,
+    /// The prompt and what was written; the state has seen a beginning of it.
+    tokens: Vec<u32>,
+    sampler: Sampler,
+    text: TextStream,
+    cached: usize,
+    ended: bool,
+}
+
+impl Sequence {
+    fn written(&self) -> usize {
+        self.tokens.len() - self.job.request.prompt.len()
+    }
+
+    /// Tokens that the state has not seen.
+    fn unseen(&self) -> usize {
+        self.tokens.len() - self.state.len()
+    }
+
+    fn send(&self, event: Event) {
+        // A receiver that is gone is noticed before the next step.
+        let _ = self.job.events.send((self.job.index, event));
+    }
+}
+
+impl Worker {
+    pub fn new(
+        model: Inference,
+        tokenizer: Tokenizer,
+        cpu: Cpu,
+        settings: Settings,
+        counters: Arc<Counters>,
+    ) -> Worker {
+        let config = model.config();
+        let token_bytes = config.layers * 2 * config.kv_heads * config.head_dim * size_of::<f32>();
+        let (queue, kept) = (Queue::default(), PrefixCache::default());
+        Worker { model, tokenizer, cpu, settings, counters, queue, running: Vec::new(), kept, token_bytes }
+    }
+
+    /// Works until nobody can send requests any more and all are done.
+    pub fn run(mut self, jobs: &Receiver<Job>) {
+        let mut open = true;
+        loop {
+            while open {
+                let idle = self.running.is_empty() && self.counters.waiting.load(Relaxed) == 0;
+                let job =
+                    if idle { jobs.recv().map_err(|_| TryRecvError::Disconnected) } else { jobs.try_recv() };
+                match job {
+                    Ok(job) => self.queue.push(job),
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => open = false,
+                }
+            }
+            self.drop_the_ended();
+            self.admit();
+            if self.running.is_empty() {
+                if !open {
+                    return;
+                }
+                continue;
+            }
+            self.step();
+        }
+    }
+
+    /// Lets go of requests that nobody waits for any more, or whose time is over.
+    fn drop_the_ended(&mut self) {
+        let now = Instant::now();
+        let late = |job: &Job| job.request.deadline.is_some_and(|deadline| now >= deadline);
+        for job in self.queue.remove(|job| job.events.is_closed() || late(job)) {
+            self.counters.waiting.fetch_sub(1, Relaxed);
+            let usage = Usage { prompt_tokens: job.request.prompt.len(), ..Usage::default() };
+            let finished = Finished { reason: Reason::Timeout, text: String::new(), usage };
+            let _ = job.events.send((job.index, Event::Finished(finished)));
+        }
+        for sequence in &mut self.running {
+            if sequence.ended {
+            } else if sequence.job.events.is_closed() {
+                sequence.ended = true;
+            } else if late(&sequence.job) {
+                finish(sequence, Reason::Timeout, &self.counters);
+            }
+        }
+        let mut index = 0;
+        while index < self.running.len() {
+            if self.running[index].ended {
+                // The order stays: it is the order in which prompts are read.
+                let Sequence { job, state, mut tokens, .. } = self.running.remove(index);
+                tokens.truncate(state.len());
+                self.kept.keep(job.request.client, tokens, state);
+            } else {
+                index += 1;
+            }
+        }
+    }
+
+    /// Moves waiting requests into the batch while there is room.
+    fn admit(&mut self) {
+        let (context, each) = (self.model.config().max_positions, self.token_bytes);
+        let needs = |job: &Job| {
+            let request = &job.request;
+            each * request.prompt.len().saturating_add(request.limits.max_tokens).min(context)
+        };
+        let mut reserved: usize = self.running.iter().map(|sequence| needs(&sequence.job)).sum();
+        while self.running.len() < self.settings.batch {
+            let fits = |job: &Job| reserved == 0 || reserved + needs(job) <= self.settings.cache_bytes;
+            let Some(job) = self.queue.pop(fits) else { break };
+            self.counters.waiting.fetch_sub(1, Relaxed);
+            reserved += needs(&job);
+            self.start(job);
+        }
+        let used: usize = self.running.iter().map(|sequence| sequence.state.bytes()).sum();
+        self.kept.shrink(self.settings.cache_bytes.saturating_sub(used));
+        self.counters.cache_bytes.store(used + self.kept.bytes(), Relaxed);
+        self.counters.running.store(self.running.len(), Relaxed);
+    }
+
+    fn start(&mut self, job: Job) {
+        let request = &job.request;
+        if request.limits.max_tokens == 0 {
+            let usage = Usage { prompt_tokens: request.prompt.len(), ..Usage::default() };
+            let finished = Finished { reason: Reason::Length, text: String::new(), usage };
+            let _ = job.events.send((job.index, Event::Finished(finished)));
+            return;
+        }
+        let state = self.known_beginning(&job);
+        let cached = state.len();
+        self.counters.prompt_tokens.fetch_add(request.prompt.len() as u64, Relaxed);
+        self.counters.cached_tokens.fetch_add(cached as u64, Relaxed);
+        self.running.push(Sequence {
+            tokens: request.prompt.clone(),
+            sampler: Sampler::new(request.sampling, job.index as u64),
+            text: TextStream::new(&self.tokenizer, &request.stop_strings, request.answer),
+            state,
+            cached,
+            ended: false,
+            job,
+        });
+    }
+
+    /// The state after the longest beginning of the prompt that a running or a kept sequence has seen.
+    fn known_beginning(&mut self, job: &Job) -> State {
+        let (client, prompt) = (job.request.client, &job.request.prompt);
+        let running = self
+            .running
+            .iter()
+            .filter(|sequence| sequence.job.request.client == client)
+            .map(|sequence| (common(&sequence.tokens[..sequence.state.len()], prompt), &sequence.state))
+            .max_by_key(|(length, _)| *length);
+        let kept = self.kept.find(client, prompt);
+        match (running, kept) {
+            (Some((length, state)), kept)
+                if is_worth(length) && kept.as_ref().is_none_or(|kept| kept.len() < length) =>
+            {
+                state.prefix(length)
+            }
+            (_, Some(kept)) => kept,
+            _ => self.model.new_state(),
+        }
+    }
+
+    /// One pass through the model: everyone being answered gets a token, new prompts are read a piece further.
+    fn step(&mut self) {
+        let mut room = self.settings.prompt_tokens.max(1);
+        let mut inputs = Vec::with_capacity(self.running.len());
+        let mut served = Vec::with_capacity(self.running.len());
+        for (index, sequence) in self.running.iter_mut().enumerate() {
+            let unseen = sequence.unseen();
+            let piece = if unseen == 1 { 1 } else { unseen.min(room) };
+            if piece > 0 {
+                room -= if unseen == 1 { 0 } else { piece };
+                let tokens = &sequence.tokens[sequence.state.len()..][..piece];
+                inputs.push(Input { state: &mut sequence.state, tokens });
+                served.push(index);
+            }
+        }
+        self.counters.steps.fetch_add(1, Relaxed);
+        self.counters.step_sequences.fetch_add(inputs.len() as u64, Relaxed);
+        let mut logits = match self.model.step(&self.cpu, &mut inputs, Wanted::Last) {
+            Ok(logits) => logits,
+            Err(error) => {
+                // Every prompt was checked before, so this concerns them all.
+                for sequence in &mut self.running {
+                    sequence.ended = true;
+                    sequence.send(Event::Failed(error.to_string()));
+                }
+                return;
+            }
+        };
+        let context = self.model.config().max_positions;
+        for (index, logits) in served.into_iter().zip(logits.chunks_exact_mut(self.model.config().vocab_size))
+        {
+            let sequence = &mut self.running[index];
+            if sequence.unseen() == 0
+                && let Err(problem) = write(sequence, logits, context, &self.counters)
+            {
+                sequence.ended = true;
+                sequence.send(Event::Failed(problem));
+            }
+        }
+    }
+}
+
+/// Chooses the next token of a sequence and gives it out.
+fn write(
+    sequence: &mut Sequence,
+    logits: &mut [f32],
+    context: usize,
+    counters: &Counters,
+) -> Result<(), String> {
+    let left = sequence.job.request.limits.max_tokens - sequence.written();
+    let left = left.min(context + 1 - sequence.state.len());
+    let request = &mut sequence.job.request;
+    let likelihoods = request.log_probabilities.map(|_| log_probabilities(logits));
+    for &(token, bias) in &request.bias {
+        if let Some(logit) = logits.get_mut(token as usize) {
+            *logit += bias;
+        }
+    }
+    let sampler = &mut sequence.sampler;
+    sampler.penalise(logits);
+    let token = match &mut request.constraint {
+        None => sampler.sample(logits),
+        Some(constraint) => {
+            let chosen = constraint.choose(logits, left, |logits| sampler.sample(logits));
+            chosen.map_err(|error| error.to_string())?
+        }
+    };
+    sampler.note(token);
+    sequence.tokens.push(token);
+    counters.completion_tokens.fetch_add(1, Relaxed);
+    if request.limits.stop.contains(&token) {
+        finish(sequence, Reason::Stop, counters);
+        return Ok(());
+    }
+    let complete = request.constraint.as_ref().is_some_and(Constraint::is_complete);
+    let text = sequence.text.push(token).map_err(|error| error.to_string())?;
+    let wanted = request.log_probabilities.unwrap_or(0);
+    let event = Token {
+        id: token,
+        text,
+        log_probability: likelihoods.as_ref().map(|all| all[token as usize]),
+        alternatives: likelihoods.map_or_else(Vec::new, |all| likeliest(&all, wanted)),
+    };
+    sequence.send(Event::Token(event));
+    if let Some(stop) = sequence.text.stopped_by() {
+        let reason = Reason::StopString(stop.to_string());
+        finish(sequence, reason, counters);
+    } else if complete {
+        finish(sequence, Reason::Stop, counters);
+    } else if left == 1 {
+        finish(sequence, Reason::Length, counters);
+    }
+    Ok(())
+}
+
+fn likeliest(all: &[f32], count: usize) -> Vec<(u32, f32)> {
+    let mut order: Vec<(u32, f32)> = (0u32..).zip(all.iter().copied()).collect();
+    let likelier = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+    let count = count.min(order.len());
+    if count > 0 && count < order.len() {
+        order.select_nth_unstable_by(count, likelier);
+    }
+    order.truncate(count);
+    order.sort_unstable_by(likelier);
+    order
+}
+
+/// Tells the client how its sequence ended; it leaves the batch before the next step.
+fn finish(sequence: &mut Sequence, reason: Reason, counters: &Counters) {
+    let usage = Usage {
+        prompt_tokens: sequence.job.request.prompt.len(),
+        cached_tokens: sequence.cached,
+        completion_tokens: sequence.written(),
+    };
+    sequence.ended = true;
+    match sequence.text.finish() {
+        Ok(text) => sequence.send(Event::Finished(Finished { reason, text, usage })),
+        Err(error) => sequence.send(Event::Failed(error.to_string())),
+    }
+    let took = sequence.job.since.elapsed().as_millis() as u64;
+    let mean = counters.request_milliseconds.load(Relaxed);
+    let mean = if mean == 0 { took } else { (7 * mean + took) / 8 };
+    counters.request_milliseconds.store(mean, Relaxed);
+}

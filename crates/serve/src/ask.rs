@@ -1,0 +1,347 @@
+//! One form for what every API asks of a model, and one for what comes back.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use strata_data::Message;
+use strata_generate::{Shape, Tool, ToolCall, ToolChoice};
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use crate::local::LocalAnswers;
+
+/// What a model is asked to write.
+#[derive(Debug, Clone)]
+pub struct Ask {
+    /// What it continues or answers.
+    pub prompt: Prompt,
+    /// How many continuations of each prompt.
+    pub count: usize,
+    /// Most tokens of each; without, as many as the context has room for.
+    pub max_tokens: Option<usize>,
+    /// Sampling; what is absent is as the model's folder says.
+    pub sampling: AskedSampling,
+    /// Where that says nothing either: what the API promises.
+    pub fallback: AskedSampling,
+    /// Text that ends an answer.
+    pub stop: Vec<String>,
+    /// What the answer must look like.
+    pub format: Format,
+    /// Functions that the model may ask to be called.
+    pub tools: Vec<AskedTool>,
+    /// Whether it may, must, or must not.
+    pub tool_choice: Choice,
+    /// Log-probabilities, with those of so many likeliest tokens.
+    pub log_probabilities: Option<usize>,
+    /// Added to logits.
+    pub bias: Vec<(u32, f32)>,
+    /// What happens to a prompt that is too long.
+    pub truncate: Truncate,
+    /// Names of the request's fields, for errors.
+    pub fields: Fields,
+}
+
+/// What happens to a prompt that is too long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Truncate {
+    /// It is an error.
+    No,
+    /// Its beginning is left out.
+    Start,
+    /// Its end is left out.
+    End,
+}
+
+/// What an API calls its fields.
+#[derive(Debug, Clone, Copy)]
+pub struct Fields {
+    /// The prompt.
+    pub prompt: &'static str,
+    /// The most tokens.
+    pub max_tokens: &'static str,
+    /// The format or schema.
+    pub format: &'static str,
+}
+
+/// What to continue.
+#[derive(Debug, Clone)]
+pub enum Prompt {
+    /// A conversation to answer, with documents to rely on.
+    Chat {
+        /// The turns.
+        messages: Vec<Message>,
+        /// Documents as JSON objects.
+        documents: Vec<Value>,
+    },
+    /// Texts to continue.
+    Texts(Vec<Text>),
+}
+
+/// A text to continue.
+#[derive(Debug, Clone)]
+pub enum Text {
+    /// Characters.
+    Plain(String),
+    /// Tokens of the model.
+    Tokens(Vec<u32>),
+}
+
+/// Sampling as asked for.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct AskedSampling {
+    /// See [`strata_generate::Sampling`].
+    pub temperature: Option<f32>,
+    /// Likewise.
+    pub top_k: Option<usize>,
+    /// Likewise.
+    pub top_p: Option<f32>,
+    /// Without one, choices differ from request to request.
+    pub seed: Option<u64>,
+    /// Likewise.
+    pub frequency_penalty: f32,
+    /// Likewise.
+    pub presence_penalty: f32,
+}
+
+/// A function that the model may ask to be called.
+#[derive(Debug, Clone)]
+pub struct AskedTool {
+    /// Its name.
+    pub name: String,
+    /// What it does.
+    pub description: String,
+    /// JSON schema of its arguments.
+    pub parameters: Value,
+}
+
+/// What an answer must look like.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Format {
+    /// Anything.
+    Text,
+    /// A JSON object.
+    JsonObject,
+    /// JSON of a schema.
+    JsonSchema(Value),
+}
+
+/// Whether tools are called.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Choice {
+    /// As the model likes.
+    Auto,
+    /// Never.
+    None,
+    /// At least one.
+    Required,
+    /// This one.
+    Named(String),
+}
+
+impl Ask {
+    /// A chat with the API's defaults.
+    pub fn chat(messages: Vec<Message>, fields: Fields) -> Ask {
+        Ask::new(Prompt::Chat { messages, documents: Vec::new() }, fields)
+    }
+
+    /// Any prompt with the API's defaults.
+    pub fn new(prompt: Prompt, fields: Fields) -> Ask {
+        Ask {
+            prompt,
+            count: 1,
+            max_tokens: None,
+            sampling: AskedSampling::default(),
+            fallback: AskedSampling::default(),
+            stop: Vec::new(),
+            format: Format::Text,
+            tools: Vec::new(),
+            tool_choice: Choice::Auto,
+            log_probabilities: None,
+            bias: Vec::new(),
+            truncate: Truncate::No,
+            fields,
+        }
+    }
+
+    /// Whether the answer may call tools.
+    pub fn calls_tools(&self) -> bool {
+        !self.tools.is_empty() && self.tool_choice != Choice::None
+    }
+
+    /// The grammar of the answer, if it must have one.
+    pub fn shape(&self) -> Option<Shape> {
+        if self.calls_tools() {
+            let choice = match &self.tool_choice {
+                Choice::Required => ToolChoice::Required,
+                Choice::Named(name) => ToolChoice::Named(name.clone()),
+                Choice::Auto | Choice::None => ToolChoice::Auto,
+            };
+            let tool =
+                |tool: &AskedTool| Tool { name: tool.name.clone(), parameters: tool.parameters.clone() };
+            return Some(Shape::ToolCalls { tools: self.tools.iter().map(tool).collect(), choice });
+        }
+        match &self.format {
+            Format::Text => None,
+            Format::JsonObject => Some(Shape::JsonObject),
+            Format::JsonSchema(schema) => Some(Shape::JsonSchema(schema.clone())),
+        }
+    }
+}
+
+/// Who asks, and until when it waits.
+#[derive(Debug, Clone, Copy)]
+pub struct Asker {
+    /// A number of the client's own.
+    pub client: u64,
+    /// When the answer must be there.
+    pub deadline: Instant,
+}
+
+impl Asker {
+    /// A client that waits so long.
+    pub fn new(client: u64, patience: Duration) -> Asker {
+        Asker { client, deadline: Instant::now() + patience }
+    }
+}
+
+/// A part of an answer.
+#[derive(Debug, Clone)]
+pub enum Piece {
+    /// More text.
+    Text(TextPiece),
+    /// Calls of tools, all of them.
+    ToolCalls(Vec<ToolCall>),
+    /// Its end.
+    End(End),
+}
+
+/// Text of an answer.
+#[derive(Debug, Clone, Default)]
+pub struct TextPiece {
+    /// Characters; empty while it is not certain which ones they are.
+    pub text: String,
+    /// The token behind it, where log-probabilities were asked for.
+    pub token: Option<TokenPiece>,
+}
+
+/// A token with its log-probabilities.
+#[derive(Debug, Clone)]
+pub struct TokenPiece {
+    /// Its number; 0 where another engine did not say.
+    pub id: u32,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// Natural logarithm of its probability.
+    pub log_probability: f32,
+    /// The likeliest tokens in its place.
+    pub alternatives: Vec<(Vec<u8>, f32)>,
+}
+
+/// The end of an answer.
+#[derive(Debug, Clone)]
+pub struct End {
+    /// Why.
+    pub reason: EndReason,
+    /// What it took.
+    pub usage: AskUsage,
+}
+
+/// Why an answer ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EndReason {
+    /// The model ended it.
+    Stop,
+    /// This stop string came.
+    StopString(String),
+    /// Most tokens reached.
+    Length,
+    /// Tools are to be called.
+    ToolCalls,
+    /// Time was over.
+    Timeout,
+    /// The engine failed.
+    Failed(String),
+}
+
+/// Tokens of one answer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AskUsage {
+    /// Of the prompt.
+    pub prompt: usize,
+    /// Of those, not computed again.
+    pub cached: usize,
+    /// Written.
+    pub completion: usize,
+}
+
+impl std::ops::AddAssign for AskUsage {
+    fn add_assign(&mut self, other: AskUsage) {
+        self.prompt += other.prompt;
+        self.cached += other.cached;
+        self.completion += other.completion;
+    }
+}
+
+/// The answers of one request as they come. Dropping it cancels them.
+#[derive(Debug)]
+pub enum Answers {
+    /// From an engine of this process.
+    Local(LocalAnswers),
+    /// From another server.
+    Upstream(UnboundedReceiver<(usize, Piece)>),
+}
+
+/// Parts of answers that are taken at once: a slow reader gets several tokens in one write.
+const AT_ONCE: usize = 64;
+
+impl Answers {
+    /// The next parts, each with the index of its answer; none when all answers have ended.
+    pub async fn next(&mut self) -> Vec<(usize, Piece)> {
+        match self {
+            Answers::Local(answers) => answers.next(AT_ONCE).await,
+            Answers::Upstream(receiver) => {
+                let mut pieces = Vec::new();
+                receiver.recv_many(&mut pieces, AT_ONCE).await;
+                pieces
+            }
+        }
+    }
+}
+
+/// A whole answer.
+#[derive(Debug, Clone, Default)]
+pub struct Whole {
+    /// Its text.
+    pub text: String,
+    /// Its tokens, where log-probabilities were asked for.
+    pub tokens: Vec<TokenPiece>,
+    /// Its tool calls.
+    pub tool_calls: Vec<ToolCall>,
+    /// How it ended; always there once [`Answers::whole`] returns.
+    pub end: Option<End>,
+}
+
+impl Whole {
+    /// Why it ended.
+    pub fn reason(&self) -> EndReason {
+        self.end.as_ref().map_or(EndReason::Stop, |end| end.reason.clone())
+    }
+
+    /// What it took.
+    pub fn usage(&self) -> AskUsage {
+        self.end.as_ref().map_or(AskUsage::default(), |end| end.usage)
+    }
+}
+
+/// What all answers took; the prompt of several continuations counts once.
+pub fn total_usage(answers: &[Whole], count: usize) -> AskUsage {
+    let mut total = AskUsage::default();
+    for (index, answer) in answers.iter().enumerate() {
+        let usage = answer.usage();
+        total.completion += usage.completion;
+        if index % count.max(1) == 0 {
+            total.prompt += usage.prompt;
+            total.cached += usage.cached;
+        }
+    }
+    total
+}

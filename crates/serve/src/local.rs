@@ -1,0 +1,400 @@
+//! A model of this machine: its folder opened, its engine running, requests turned into tokens and back.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::OnceLock;
+
+use serde_json::{Map, Value, json};
+use strata_data::tokenizer::ChatOptions;
+use strata_data::{Message, Role, Tokenizer};
+use strata_generate::engine::{Engine, Event, Finished, Reason, Request, Settings, Token};
+use strata_generate::{CALL_BEGIN, Grammars, Limits, Sampling, parse_tool_calls};
+use strata_model::{Decoder, Inference, Lineage};
+use strata_tensor::Cpu;
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use crate::ask::{
+    Ask, AskUsage, AskedSampling, Asker, End, EndReason, Piece, Prompt, Text, TextPiece, TokenPiece, Truncate,
+};
+use crate::error::ApiError;
+
+/// A model of this machine, ready to answer.
+#[derive(Debug)]
+pub struct LocalModel {
+    tokenizer: Tokenizer,
+    engine: Engine,
+    grammars: OnceLock<Result<Grammars, String>>,
+    context: usize,
+    vocab_size: usize,
+    /// Tokens that end an answer.
+    stop: Vec<u32>,
+    /// Whether it is a base model of ours, which continues text and knows no turns.
+    base: bool,
+    ours: bool,
+    defaults: AskedSampling,
+}
+
+impl LocalModel {
+    /// Opens the model in `folder` and starts its engine. This takes a while.
+    ///
+    /// # Errors
+    /// What is wrong with the folder, as text.
+    pub fn open(folder: &Path, cpu: &Cpu, settings: Settings) -> Result<LocalModel, String> {
+        let lineage = Lineage::load(folder).map_err(|error| error.to_string())?;
+        let decoder = Decoder::load(folder).map_err(|error| error.to_string())?;
+        let tokenizer = Tokenizer::load(folder).map_err(|error| error.to_string())?;
+        let config = decoder.config();
+        let (context, vocab_size) = (config.max_positions, config.vocab_size);
+        let mut stop = tokenizer.eos_ids().to_vec();
+        stop.extend(&config.eos);
+        stop.sort_unstable();
+        stop.dedup();
+        let model: Inference = decoder;
+        let engine = Engine::start(model, tokenizer.clone(), cpu.clone(), settings)
+            .map_err(|error| format!("starting the engine's thread: {error}"))?;
+        Ok(LocalModel {
+            tokenizer,
+            engine,
+            grammars: OnceLock::new(),
+            context,
+            vocab_size,
+            stop,
+            base: lineage.as_ref().is_some_and(|lineage| lineage.stage == "base"),
+            ours: lineage.is_some(),
+            defaults: sampling_defaults(folder),
+        })
+    }
+
+    /// The model's tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The model's engine.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Begins to answer. This encodes the prompt, so it belongs on a thread that may be busy for a while.
+    ///
+    /// # Errors
+    /// The request does not fit the model, or the engine is too busy.
+    pub fn ask(self: &Arc<Self>, ask: &Ask, asker: Asker) -> Result<LocalAnswers, ApiError> {
+        let answer = matches!(ask.prompt, Prompt::Chat { .. });
+        let mut prompts = self.encode(ask)?;
+        for prompt in &mut prompts {
+            self.fit(prompt, ask)?;
+        }
+        let constraint = match ask.shape() {
+            None => None,
+            Some(shape) => {
+                let constraint = self.grammars()?.constraint(&shape);
+                Some(constraint.map_err(|error| ApiError::field(ask.fields.format, error))?)
+            }
+        };
+        let mut requests = Vec::with_capacity(prompts.len() * ask.count);
+        for prompt in prompts {
+            let room = self.context + 1 - prompt.len();
+            let max_tokens = ask.max_tokens.unwrap_or(room).min(room);
+            if let Some(shortest) = constraint.as_ref().map(|constraint| constraint.shortest())
+                && shortest > max_tokens
+            {
+                let problem = format!(
+                    "an answer of this form has at least {shortest} tokens, {max_tokens} are allowed"
+                );
+                let field = if max_tokens < room { ask.fields.max_tokens } else { ask.fields.prompt };
+                return Err(ApiError::field(field, problem));
+            }
+            let request = Request {
+                prompt,
+                limits: Limits { max_tokens, stop: self.stop.clone() },
+                stop_strings: ask.stop.clone(),
+                sampling: self.sampling(&ask.sampling, &ask.fallback),
+                bias: ask.bias.clone(),
+                answer,
+                constraint: constraint.clone(),
+                log_probabilities: ask.log_probabilities,
+                client: asker.client,
+                deadline: Some(asker.deadline),
+            };
+            requests.extend(std::iter::repeat_n(request, ask.count));
+        }
+        let filters = requests.iter().map(|_| ToolFilter { waiting: ask.calls_tools(), held: String::new() });
+        let filters = filters.collect();
+        let events = self.engine.submit(requests)?;
+        Ok(LocalAnswers { model: self.clone(), events, filters, buffer: Vec::new() })
+    }
+
+    /// Tokens of the prompts.
+    fn encode(&self, ask: &Ask) -> Result<Vec<Vec<u32>>, ApiError> {
+        let field = ask.fields.prompt;
+        let wrong = |error: strata_data::DataError| ApiError::field(field, error);
+        match &ask.prompt {
+            Prompt::Chat { messages, documents } if !self.base => {
+                let (messages, options) = self.with_context(messages, documents, ask)?;
+                Ok(vec![self.tokenizer.encode_prompt_with(&messages, &options).map_err(wrong)?])
+            }
+            // A base model knows no turns: it goes on with what was said.
+            Prompt::Chat { messages, .. } => {
+                let texts: Vec<&str> = messages.iter().map(|message| message.content.as_str()).collect();
+                Ok(vec![self.encode_text(&texts.join("\n")).map_err(wrong)?])
+            }
+            Prompt::Texts(texts) => texts
+                .iter()
+                .map(|text| match text {
+                    Text::Plain(text) => self.encode_text(text).map_err(wrong),
+                    Text::Tokens(ids) => match ids.iter().find(|id| **id as usize >= self.vocab_size) {
+                        Some(id) => {
+                            let problem =
+                                format!("token {id} is outside the vocabulary of {}", self.vocab_size);
+                            Err(ApiError::field(field, problem))
+                        }
+                        None => Ok(ids.clone()),
+                    },
+                })
+                .collect(),
+        }
+    }
+
+    fn encode_text(&self, text: &str) -> Result<Vec<u32>, strata_data::DataError> {
+        let mut ids = self.tokenizer.encode_plain(text)?;
+        // Our base models saw every document after its beginning; others are asked what they put before a text.
+        let before = match self.tokenizer.bos_id() {
+            Some(bos) if self.ours => vec![bos],
+            _ => self.tokenizer.encode("", true)?,
+        };
+        ids.splice(0..0, before);
+        Ok(ids)
+    }
+
+    /// Checks the length of a prompt, or cuts it where the request allows it.
+    fn fit(&self, prompt: &mut Vec<u32>, ask: &Ask) -> Result<(), ApiError> {
+        if prompt.is_empty() {
+            return Err(ApiError::field(ask.fields.prompt, "it has no tokens; give some text"));
+        }
+        // At least one token can be written after it.
+        let most = self.context - 1;
+        if prompt.len() > most {
+            let wanted = most.saturating_sub(ask.max_tokens.unwrap_or(0)).max(1);
+            match ask.truncate {
+                Truncate::No => {
+                    let problem = format!(
+                        "it has {} tokens and the model's context is {}; shorten it",
+                        prompt.len(),
+                        self.context
+                    );
+                    return Err(ApiError::context(ask.fields.prompt, problem));
+                }
+                Truncate::Start => drop(prompt.drain(..prompt.len() - wanted)),
+                Truncate::End => prompt.truncate(wanted),
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the model of documents and tools: through its template where that knows them, else in words.
+    fn with_context(
+        &self,
+        messages: &[Message],
+        documents: &[Value],
+        ask: &Ask,
+    ) -> Result<(Vec<Message>, ChatOptions), ApiError> {
+        let template = self.tokenizer.chat_template().ok_or_else(|| {
+            ApiError::field("model", "it has no chat template; ask it to continue a text (/v1/completions)")
+        })?;
+        let mut variables = Map::new();
+        let mut words = String::new();
+        if !documents.is_empty() {
+            if template.contains("documents") {
+                variables.insert("documents".into(), json!(documents));
+            } else {
+                words += "Documents:\n";
+                for document in documents {
+                    words += &format!("{}\n", document_text(document));
+                }
+            }
+        }
+        if ask.calls_tools() {
+            let tools: Vec<Value> = ask
+                .tools
+                .iter()
+                .map(|tool| json!({"type": "function", "function": {"name": tool.name, "description": tool.description, "parameters": tool.parameters}}))
+                .collect();
+            if template.contains("tools") {
+                variables.insert("tools".into(), json!(tools));
+            } else {
+                words += "Tools you may call by writing <tool_call>{\"name\": ..., \"arguments\": ...}</tool_call>:\n";
+                for tool in &tools {
+                    words += &format!("{}\n", tool["function"]);
+                }
+            }
+        }
+        let mut messages = messages.to_vec();
+        if !words.is_empty() {
+            match messages.first_mut() {
+                Some(first) if first.role == Role::System => {
+                    first.content = format!("{}\n\n{words}", first.content)
+                }
+                _ => messages.insert(0, Message::new(Role::System, words)),
+            }
+        }
+        Ok((messages, ChatOptions { template: None, variables }))
+    }
+
+    fn grammars(&self) -> Result<&Grammars, ApiError> {
+        let made = self.grammars.get_or_init(|| {
+            Grammars::new(&self.tokenizer, self.vocab_size).map_err(|error| error.to_string())
+        });
+        made.as_ref()
+            .map_err(|problem| ApiError::field("model", format!("it cannot be constrained: {problem}")))
+    }
+
+    fn sampling(&self, asked: &AskedSampling, fallback: &AskedSampling) -> Sampling {
+        let defaults = &self.defaults;
+        Sampling {
+            temperature: asked.temperature.or(defaults.temperature).or(fallback.temperature).unwrap_or(1.0),
+            top_k: asked.top_k.or(defaults.top_k).or(fallback.top_k).unwrap_or(0),
+            top_p: asked.top_p.or(defaults.top_p).or(fallback.top_p).unwrap_or(1.0),
+            seed: asked.seed.unwrap_or_else(rand::random),
+            frequency_penalty: asked.frequency_penalty,
+            presence_penalty: asked.presence_penalty,
+        }
+    }
+}
+
+/// A document as lines of a prompt: `title: …`, `text: …`.
+fn document_text(document: &Value) -> String {
+    let Some(fields) = document.as_object() else { return document.to_string() };
+    let line = |(key, value): (&String, &Value)| match value.as_str() {
+        Some(text) => format!("{key}: {text}"),
+        None => format!("{key}: {value}"),
+    };
+    fields.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// What `generation_config.json` says of sampling; ours say greedy.
+fn sampling_defaults(folder: &Path) -> AskedSampling {
+    let text = std::fs::read_to_string(folder.join("generation_config.json")).unwrap_or_default();
+    let config: Value = serde_json::from_str(&text).unwrap_or_default();
+    if config["do_sample"] == json!(false) {
+        return AskedSampling { temperature: Some(0.0), ..AskedSampling::default() };
+    }
+    AskedSampling {
+        temperature: config["temperature"].as_f64().map(|value| value as f32),
+        top_p: config["top_p"].as_f64().map(|value| value as f32),
+        top_k: config["top_k"].as_u64().map(|value| value as usize),
+        ..AskedSampling::default()
+    }
+}
+
+/// Answers of an engine of this process as they come.
+#[derive(Debug)]
+pub struct LocalAnswers {
+    model: Arc<LocalModel>,
+    events: UnboundedReceiver<(usize, Event)>,
+    filters: Vec<ToolFilter>,
+    buffer: Vec<(usize, Event)>,
+}
+
+impl LocalAnswers {
+    /// The next parts, from at most `most` tokens; none when all answers have ended.
+    pub async fn next(&mut self, most: usize) -> Vec<(usize, Piece)> {
+        let mut pieces = Vec::new();
+        // What comes may all be held back.
+        while pieces.is_empty() {
+            if self.events.recv_many(&mut self.buffer, most).await == 0 {
+                break;
+            }
+            for (index, event) in self.buffer.drain(..) {
+                let filter = &mut self.filters[index];
+                match event {
+                    Event::Token(token) => {
+                        let piece = TextPiece {
+                            text: filter.pass(token.text.clone()),
+                            token: token_piece(&self.model.tokenizer, token),
+                        };
+                        if !piece.text.is_empty() || piece.token.is_some() {
+                            pieces.push((index, Piece::Text(piece)));
+                        }
+                    }
+                    Event::Finished(finished) => {
+                        pieces.extend(filter.end(finished).into_iter().map(|piece| (index, piece)));
+                    }
+                    Event::Failed(problem) => {
+                        let end = End { reason: EndReason::Failed(problem), usage: AskUsage::default() };
+                        pieces.push((index, Piece::End(end)));
+                    }
+                }
+            }
+        }
+        pieces
+    }
+}
+
+fn token_piece(tokenizer: &Tokenizer, token: Token) -> Option<TokenPiece> {
+    Some(TokenPiece {
+        id: token.id,
+        bytes: tokenizer.token_bytes(token.id),
+        log_probability: token.log_probability?,
+        alternatives: token
+            .alternatives
+            .into_iter()
+            .map(|(id, log_probability)| (tokenizer.token_bytes(id), log_probability))
+            .collect(),
+    })
+}
+
+/// Tells an answer from calls of tools: text that begins like a call is held back until the end.
+#[derive(Debug)]
+struct ToolFilter {
+    waiting: bool,
+    held: String,
+}
+
+impl ToolFilter {
+    fn pass(&mut self, text: String) -> String {
+        if !self.waiting {
+            return text;
+        }
+        self.held += &text;
+        let begun = self.held.trim_start();
+        if begun.starts_with(CALL_BEGIN) || CALL_BEGIN.starts_with(begun) {
+            return String::new();
+        }
+        self.waiting = false;
+        std::mem::take(&mut self.held)
+    }
+
+    fn end(&mut self, finished: Finished) -> Vec<Piece> {
+        let mut text = self.pass(finished.text);
+        let mut calls = Vec::new();
+        if !self.held.is_empty() {
+            let (before, found) = parse_tool_calls(&std::mem::take(&mut self.held));
+            text += &before;
+            calls = found;
+        }
+        let mut reason = match finished.reason {
+            Reason::Stop => EndReason::Stop,
+            Reason::StopString(stop) => EndReason::StopString(stop),
+            Reason::Length => EndReason::Length,
+            Reason::Timeout => EndReason::Timeout,
+        };
+        let mut pieces = Vec::new();
+        if !text.is_empty() {
+            pieces.push(Piece::Text(TextPiece { text, token: None }));
+        }
+        if !calls.is_empty() {
+            if reason == EndReason::Stop {
+                reason = EndReason::ToolCalls;
+            }
+            pieces.push(Piece::ToolCalls(calls));
+        }
+        let usage = AskUsage {
+            prompt: finished.usage.prompt_tokens,
+            cached: finished.usage.cached_tokens,
+            completion: finished.usage.completion_tokens,
+        };
+        pieces.push(Piece::End(End { reason, usage }));
+        pieces
+    }
+}

@@ -1,0 +1,223 @@
+//! One request to a model, from its admission to the line in the log.
+
+use std::time::Instant;
+
+use crate::app::{Client, Shared};
+use crate::ask::{Answers, Ask, AskUsage, Asker, Choice, End, EndReason, Piece, Prompt, Text, Whole};
+use crate::error::ApiError;
+use crate::metrics::Outcome;
+
+/// A request that is being answered. Dropping it cancels what is not finished, and accounts for it.
+#[derive(Debug)]
+pub struct Session {
+    app: Shared,
+    client: Client,
+    model: String,
+    answers: Answers,
+    open: usize,
+    usage: AskUsage,
+    since: Instant,
+    first: Option<Instant>,
+    last: Option<Instant>,
+    outcome: Outcome,
+    /// What was written, where the operator wants to read it.
+    written: Option<String>,
+}
+
+impl Session {
+    /// Lets `client` ask the model called `model`.
+    ///
+    /// # Errors
+    /// There is no such model, the request does not fit it, the client asks too much, or everyone does.
+    pub async fn begin(
+        app: &Shared,
+        client: &Client,
+        model: &str,
+        mut ask: Ask,
+    ) -> Result<Session, ApiError> {
+        let since = Instant::now();
+        check(app, &mut ask)?;
+        let target = app.catalog.get(model).await?;
+        if let Some(key) = &client.key {
+            app.limiter.request(key, since).map_err(|exceeded| {
+                let problem =
+                    format!("key '{}' may use {} {} a minute", key.name, exceeded.limit, exceeded.what);
+                ApiError::busy(problem, exceeded.retry_after.as_secs_f64().ceil() as u64)
+            })?;
+        }
+        if app.log_content {
+            tracing::info!(model, prompt = ?ask.prompt, "asked");
+        }
+        let prompts = if let Prompt::Texts(texts) = &ask.prompt { texts.len() } else { 1 };
+        let open = prompts * ask.count;
+        let answers =
+            target.ask(ask, Asker::new(client.id(), app.bounds.patience)).await.inspect_err(|_| {
+                app.metrics.request(model, Outcome::Refused);
+            })?;
+        Ok(Session {
+            app: app.clone(),
+            client: client.clone(),
+            model: model.to_string(),
+            answers,
+            open,
+            usage: AskUsage::default(),
+            since,
+            first: None,
+            last: None,
+            outcome: Outcome::Cancelled,
+            written: app.log_content.then(String::new),
+        })
+    }
+
+    /// Whether all answers have ended.
+    pub fn is_done(&self) -> bool {
+        self.open == 0
+    }
+
+    /// The next parts, each with the index of its answer; none when all answers have ended. Where the engine stops
+    /// without a word, every answer ends with a failure.
+    pub async fn next(&mut self) -> Vec<(usize, Piece)> {
+        if self.open == 0 {
+            return Vec::new();
+        }
+        let mut pieces = self.answers.next().await;
+        if pieces.is_empty() {
+            let reason =
+                EndReason::Failed("the engine stopped before the answer was whole; try again".into());
+            pieces.push((0, Piece::End(End { reason, usage: AskUsage::default() })));
+            self.open = 1;
+        }
+        let now = Instant::now();
+        if self.first.is_none() {
+            self.first = Some(now);
+            self.app.metrics.first_token(&self.model, now - self.since);
+        } else if let Some(last) = self.last {
+            self.app.metrics.between_tokens(&self.model, now - last);
+        }
+        self.last = Some(now);
+        for (_, piece) in &pieces {
+            match piece {
+                Piece::End(end) => {
+                    self.open -= 1;
+                    self.usage += end.usage;
+                    if let EndReason::Failed(problem) = &end.reason {
+                        tracing::error!(model = self.model, problem, "an answer failed");
+                        self.outcome = Outcome::Failed;
+                    } else if self.open == 0 && !matches!(self.outcome, Outcome::Failed) {
+                        self.outcome = Outcome::Answered;
+                    }
+                }
+                Piece::Text(text) => {
+                    if let Some(written) = &mut self.written {
+                        written.push_str(&text.text);
+                    }
+                }
+                Piece::ToolCalls(calls) => {
+                    if let Some(written) = &mut self.written {
+                        written.push_str(&format!("{calls:?}"));
+                    }
+                }
+            }
+        }
+        pieces
+    }
+
+    /// Waits for all answers.
+    ///
+    /// # Errors
+    /// The engine failed.
+    pub async fn whole(mut self) -> Result<Vec<Whole>, ApiError> {
+        let mut answers: Vec<Whole> = (0..self.open).map(|_| Whole::default()).collect();
+        while self.open > 0 {
+            for (index, piece) in self.next().await {
+                let Some(answer) = answers.get_mut(index) else { continue };
+                match piece {
+                    Piece::Text(piece) => {
+                        answer.text += &piece.text;
+                        answer.tokens.extend(piece.token);
+                    }
+                    Piece::ToolCalls(calls) => answer.tool_calls = calls,
+                    Piece::End(End { reason: EndReason::Failed(problem), .. }) => {
+                        return Err(ApiError::internal(problem));
+                    }
+                    Piece::End(end) => answer.end = Some(end),
+                }
+            }
+        }
+        Ok(answers)
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let used = self.usage.prompt + self.usage.completion;
+        if let Some(key) = &self.client.key {
+            self.app.limiter.tokens(key, used, Instant::now());
+        }
+        self.app.metrics.request(&self.model, self.outcome);
+        let milliseconds = |moment: Instant| (moment - self.since).as_millis() as u64;
+        tracing::info!(
+            model = self.model,
+            key = self.client.name(),
+            outcome = self.outcome.name(),
+            prompt_tokens = self.usage.prompt,
+            cached_tokens = self.usage.cached,
+            completion_tokens = self.usage.completion,
+            first_token_ms = self.first.map(milliseconds),
+            ms = milliseconds(Instant::now()),
+            answer = self.written.as_deref(),
+            "answer"
+        );
+    }
+}
+
+/// Holds a request to the bounds of the server.
+fn check(app: &Shared, ask: &mut Ask) -> Result<(), ApiError> {
+    let bounds = &app.bounds;
+    match &ask.prompt {
+        Prompt::Chat { messages, .. } => {
+            if messages.is_empty() {
+                return Err(ApiError::field(ask.fields.prompt, "expected at least one message, found none"));
+            }
+            if messages.len() > bounds.messages {
+                let problem = format!(
+                    "{} messages are more than this server takes ({})",
+                    messages.len(),
+                    bounds.messages
+                );
+                return Err(ApiError::field(ask.fields.prompt, problem));
+            }
+        }
+        Prompt::Texts(texts) => {
+            if texts.is_empty() {
+                return Err(ApiError::field(ask.fields.prompt, "expected a text, found none"));
+            }
+            if texts.len() * ask.count > 128 {
+                let problem = "more than 128 answers in one request; send several requests";
+                return Err(ApiError::field(ask.fields.prompt, problem));
+            }
+            if texts.iter().any(|text| matches!(text, Text::Tokens(ids) if ids.is_empty())) {
+                return Err(ApiError::field(ask.fields.prompt, "expected tokens, found an empty list"));
+            }
+        }
+    }
+    if !(1..=bounds.count).contains(&ask.count) {
+        return Err(ApiError::field("n", format!("expected 1 to {}, found {}", bounds.count, ask.count)));
+    }
+    if let Choice::Named(name) = &ask.tool_choice
+        && ask.tools.iter().all(|tool| tool.name != *name)
+    {
+        return Err(ApiError::field(
+            "tool_choice",
+            format!("there is no tool named {name:?} among the tools"),
+        ));
+    }
+    if ask.tools.is_empty() && ask.tool_choice == Choice::Required {
+        return Err(ApiError::field("tool_choice", "a tool is required and there are no tools"));
+    }
+    let wanted = ask.max_tokens.unwrap_or(usize::MAX);
+    if wanted > bounds.max_tokens && (ask.max_tokens.is_some() || bounds.max_tokens < 1 << 20) {
+        ask.max_tokens = Some(bounds.max_tokens);
+    }
+    Ok(())
+}

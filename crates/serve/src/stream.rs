@@ -1,0 +1,109 @@
+//! Answers that are sent while they are written.
+
+use std::collections::VecDeque;
+
+use axum::body::Body;
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use serde::Serialize;
+
+use crate::ask::Piece;
+use crate::session::Session;
+
+/// How one API writes the parts of its answers.
+pub trait Format: Send + 'static {
+    /// Its content type.
+    const CONTENT_TYPE: &'static str;
+    /// What stands before all answers.
+    fn begin(&mut self, out: &mut Vec<u8>);
+    /// A part of the answer with this index.
+    fn piece(&mut self, index: usize, piece: Piece, out: &mut Vec<u8>);
+    /// What stands after all answers.
+    fn end(&mut self, out: &mut Vec<u8>);
+}
+
+/// Sends a session's answers as they come. Parts that are there at the same time go out in one write. When the client
+/// goes away the session is dropped, and with it its place in the engine.
+pub fn stream<F: Format>(session: Session, mut format: F) -> Response {
+    let mut first = Vec::new();
+    format.begin(&mut first);
+    let mut ready: VecDeque<Bytes> = VecDeque::new();
+    if !first.is_empty() {
+        ready.push_back(first.into());
+    }
+    let state = (session, format, ready, false);
+    let body =
+        futures_util::stream::unfold(state, |(mut session, mut format, mut ready, mut ended)| async move {
+            loop {
+                if let Some(bytes) = ready.pop_front() {
+                    return Some((Ok::<_, std::convert::Infallible>(bytes), (session, format, ready, ended)));
+                }
+                if ended {
+                    return None;
+                }
+                let mut out = Vec::new();
+                for (index, piece) in session.next().await {
+                    format.piece(index, piece, &mut out);
+                }
+                if session.is_done() {
+                    ended = true;
+                    format.end(&mut out);
+                }
+                if !out.is_empty() {
+                    ready.push_back(out.into());
+                }
+            }
+        });
+    // Proxies that hold an answer back until it is whole would make a stream useless.
+    let headers = [
+        (CONTENT_TYPE.as_str(), F::CONTENT_TYPE),
+        (CACHE_CONTROL.as_str(), "no-cache"),
+        ("x-accel-buffering", "no"),
+    ];
+    (headers, Body::from_stream(body)).into_response()
+}
+
+/// A server-sent event.
+pub fn event(out: &mut Vec<u8>, name: Option<&str>, data: &impl Serialize) {
+    if let Some(name) = name {
+        out.extend_from_slice(b"event: ");
+        out.extend_from_slice(name.as_bytes());
+        out.push(b'\n');
+    }
+    out.extend_from_slice(b"data: ");
+    // Text and numbers always are JSON, and line breaks in text are escaped there.
+    let _ = serde_json::to_writer(&mut *out, data);
+    out.extend_from_slice(b"\n\n");
+}
+
+/// A line of JSON in which no character but the last one ends a line, for readers that know more line ends than `\n`.
+pub fn json_line(out: &mut Vec<u8>, data: &impl Serialize) {
+    let text = serde_json::to_string(data).unwrap_or_default();
+    for character in text.chars() {
+        match character {
+            '\u{85}' | '\u{2028}' | '\u{2029}' | '\u{7f}'..='\u{9f}' => {
+                out.extend_from_slice(format!("\\u{:04x}", character as u32).as_bytes());
+            }
+            _ => out.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes()),
+        }
+    }
+    out.push(b'\n');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_json_has_one_line_end_by_anybodys_rules() {
+        let text = "a\u{2028}b\u{2029}c\u{85}d\u{b}e\u{c}f\u{1c}g\nh\ri é🎉";
+        let mut out = Vec::new();
+        json_line(&mut out, &text);
+        let line = String::from_utf8(out).unwrap();
+        let ends =
+            ['\n', '\r', '\u{b}', '\u{c}', '\u{1c}', '\u{1d}', '\u{1e}', '\u{85}', '\u{2028}', '\u{2029}'];
+        assert_eq!(line.find(ends), Some(line.len() - 1), "{line:?}");
+        assert_eq!(serde_json::from_str::<String>(&line).unwrap(), text);
+    }
+}

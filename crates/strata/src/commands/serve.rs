@@ -1,0 +1,225 @@
+//! `strata serve`
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::{Args, ValueEnum};
+use serde::Deserialize;
+use strata_generate::engine::Settings;
+use strata_serve::{Bounds, Connections, Keys, Server, Upstream};
+use tokio::net::TcpListener;
+
+use crate::failure::BadInput;
+use crate::machine::Place;
+
+/// Arguments of `strata serve`; what a flag does not say, the file of `--config` does.
+#[derive(Args, Deserialize, Default)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+#[command(
+    after_help = "Example:\n  strata serve\n  strata keys create lab && strata serve --host 0.0.0.0\n\n\
+                  Cohere's client takes this server's address, OpenAI's the same with /v1. In a file for --config, the \
+                  flags are written without dashes at the front: port = 8080."
+)]
+pub struct ServeArguments {
+    /// TOML file with the same settings as the flags, which come first
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    config: Option<PathBuf>,
+    /// Address to listen on [default: 127.0.0.1]; others than loopback need a key
+    #[arg(long, value_name = "ADDRESS")]
+    host: Option<IpAddr>,
+    /// Port [default: 8080]; 0 takes a free one
+    #[arg(long, value_name = "N")]
+    port: Option<u16>,
+    /// Serve only this model, by name or path; may be given several times [default: all of the home folder]
+    #[arg(long, value_name = "MODEL")]
+    #[serde(default)]
+    model: Vec<String>,
+    /// Serve the models of another server too, which speaks the OpenAI API. Its key, if it wants one, is read from
+    /// STRATA_UPSTREAM_KEY
+    #[arg(long, value_name = "URL")]
+    upstream: Option<String>,
+    /// Answers that are written at the same time, per model [default: 64]
+    #[arg(long, value_name = "N")]
+    batch: Option<usize>,
+    /// Requests that wait, per model, before others are turned away [default: 256]
+    #[arg(long, value_name = "N")]
+    queue: Option<usize>,
+    /// Mebibytes of keys and values in memory, per model [default: 1024]
+    #[arg(long, value_name = "MIB")]
+    cache: Option<usize>,
+    /// Models in memory at one time [default: 4]
+    #[arg(long, value_name = "N")]
+    loaded: Option<usize>,
+    /// Most tokens of an answer, whatever a request asks for [default: as the model's context has room]
+    #[arg(long, value_name = "N")]
+    max_tokens: Option<usize>,
+    /// Seconds an answer may take [default: 300]
+    #[arg(long, value_name = "S")]
+    timeout: Option<u64>,
+    /// Mebibytes of a request's body [default: 4]
+    #[arg(long, value_name = "MIB")]
+    body: Option<usize>,
+    /// Open connections [default: 1024]
+    #[arg(long, value_name = "N")]
+    connections: Option<usize>,
+    /// Seconds that running answers get when the server is stopped [default: 30]
+    #[arg(long, value_name = "S")]
+    grace: Option<u64>,
+    /// Form of the log on stderr [default: text]
+    #[arg(long, value_enum)]
+    log: Option<LogForm>,
+    /// Write prompts and answers to the log, which otherwise holds neither
+    #[arg(long)]
+    log_content: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum LogForm {
+    Text,
+    Json,
+}
+
+impl ServeArguments {
+    /// With what the file says where the flags say nothing.
+    fn with_file(self) -> Result<ServeArguments> {
+        let Some(path) = &self.config else { return Ok(self) };
+        let file = read(path).with_context(|| format!("reading {}", path.display()))?;
+        Ok(ServeArguments {
+            config: None,
+            host: self.host.or(file.host),
+            port: self.port.or(file.port),
+            model: if self.model.is_empty() { file.model } else { self.model },
+            upstream: self.upstream.or(file.upstream),
+            batch: self.batch.or(file.batch),
+            queue: self.queue.or(file.queue),
+            cache: self.cache.or(file.cache),
+            loaded: self.loaded.or(file.loaded),
+            max_tokens: self.max_tokens.or(file.max_tokens),
+            timeout: self.timeout.or(file.timeout),
+            body: self.body.or(file.body),
+            connections: self.connections.or(file.connections),
+            grace: self.grace.or(file.grace),
+            log: self.log.or(file.log),
+            log_content: self.log_content || file.log_content,
+        })
+    }
+}
+
+fn read(path: &Path) -> Result<ServeArguments> {
+    let text = std::fs::read_to_string(path).map_err(|error| BadInput(error.to_string()))?;
+    Ok(toml::from_str(&text).map_err(|error| BadInput(error.to_string()))?)
+}
+
+/// Runs the command.
+pub fn run(arguments: ServeArguments, place: &Place) -> Result<()> {
+    let arguments = arguments.with_file()?;
+    start_log(arguments.log.unwrap_or(LogForm::Text));
+    let address = SocketAddr::new(
+        arguments.host.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        arguments.port.unwrap_or(8080),
+    );
+    let keys = Keys::open(&place.home.path().join("strata.db"))?;
+    let has_keys = keys.any()?;
+    if !address.ip().is_loopback() && !has_keys {
+        let problem = format!(
+            "at {} everybody who reaches this machine could use its models, and there is no key yet; make one with \
+             `strata keys create NAME`, or leave out --host",
+            address.ip()
+        );
+        return Err(BadInput(problem).into());
+    }
+    let server = server(&arguments, place, keys)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let listener = TcpListener::bind(address)
+            .await
+            .with_context(|| format!("listening on {address} (see --port)"))?;
+        let address = listener.local_addr()?;
+        let who = match has_keys {
+            true => "with a key",
+            false => "without a key, from this machine only",
+        };
+        eprintln!("Strata serves at http://{address} {who} (API: /docs, Ctrl-C stops)");
+        Ok(server.run(listener, stopped()).await?)
+    })
+}
+
+fn server(arguments: &ServeArguments, place: &Place, keys: Keys) -> Result<Server> {
+    let only = arguments.model.iter().map(|model| {
+        let folder = place.home.resolve(model)?;
+        let name =
+            folder.file_name().map_or_else(|| model.clone(), |name| name.to_string_lossy().into_owned());
+        Ok((name, folder))
+    });
+    let only: Vec<(String, PathBuf)> = only.collect::<Result<_>>()?;
+    let key = std::env::var("STRATA_UPSTREAM_KEY").ok().filter(|key| !key.is_empty());
+    let upstream = arguments.upstream.as_deref().map(|url| Upstream::new(url, key)).transpose();
+    let (engine, bounds, connections) = (Settings::default(), Bounds::default(), Connections::default());
+    let seconds = |value: Option<u64>, default: Duration| value.map_or(default, Duration::from_secs);
+    let mebibytes =
+        |value: Option<usize>, default: usize| value.map_or(default, |mib| mib.saturating_mul(1 << 20));
+    Ok(Server {
+        home: place.home.clone(),
+        only: (!only.is_empty()).then_some(only),
+        cpu: place.machine.cpu.clone(),
+        engine: Settings {
+            batch: arguments.batch.unwrap_or(engine.batch).max(1),
+            queue: arguments.queue.unwrap_or(engine.queue),
+            cache_bytes: mebibytes(arguments.cache, engine.cache_bytes),
+            ..engine
+        },
+        most_loaded: arguments.loaded.unwrap_or(4),
+        upstream: upstream.map_err(|problem| BadInput(format!("--upstream {problem}")))?,
+        keys,
+        bounds: Bounds {
+            body_bytes: mebibytes(arguments.body, bounds.body_bytes),
+            max_tokens: arguments.max_tokens.unwrap_or(bounds.max_tokens),
+            patience: seconds(arguments.timeout, bounds.patience),
+            ..bounds
+        },
+        connections: Connections {
+            most: arguments.connections.unwrap_or(connections.most),
+            grace: seconds(arguments.grace, connections.grace),
+            ..connections
+        },
+        log_content: arguments.log_content,
+    })
+}
+
+fn start_log(form: LogForm) {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_env("STRATA_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let log =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    // A log that was started before stays.
+    let _ = match form {
+        LogForm::Text => log.try_init(),
+        LogForm::Json => log.json().try_init(),
+    };
+}
+
+/// Waits for Ctrl-C or a polite signal to end.
+async fn stopped() {
+    let interrupt = async {
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
+    #[cfg(unix)]
+    let terminate = async {
+        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+            Ok(mut signal) => signal.recv().await,
+            Err(_) => std::future::pending().await,
+        }
+    };
+    #[cfg(not(unix))]
+    let terminate = std::future::pending::<Option<()>>();
+    tokio::select! {
+        () = interrupt => {}
+        _ = terminate => {}
+    }
+}
