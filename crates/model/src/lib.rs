@@ -9,8 +9,8 @@ pub mod decoder;
 pub mod error;
 pub mod folder;
 pub mod home;
+pub mod inference;
 pub mod lineage;
-pub mod step;
 pub mod training;
 pub mod weights;
 
@@ -18,7 +18,7 @@ pub use config::{Config, Llama3Scaling};
 pub use decoder::Decoder;
 pub use error::ModelError;
 pub use home::Home;
+pub use inference::{Inference, Input, State, Wanted};
 pub use lineage::{DataFile, Lineage, Parent};
-pub use step::{Input, State, Wanted};
 pub use training::{Batch, Training};
 pub use weights::{NamedTensor, read_weights, write_weights};
