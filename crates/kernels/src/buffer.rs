@@ -109,6 +109,11 @@ impl Lines {
         &mut self.floats_mut()[..length]
     }
 
+    /// Bytes that are held, used or not.
+    pub(crate) fn bytes(&self) -> usize {
+        self.0.capacity() * LINE_BYTES
+    }
+
     pub(crate) fn floats(&self) -> &[f32] {
         // SAFETY: a `Line` is sixteen f32 without padding.
         unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.0.len() * 16) }

@@ -5,27 +5,24 @@ use crate::attention::Heads;
 use crate::buffer::Lines;
 use crate::projection::columns;
 use crate::tile::Panels;
-use std::ops::Range;
 
-/// Positions of a block of values.
-pub(crate) const BLOCK: usize = 32;
-
-/// The keys and values of one layer. Keys lie in panels of positions: per panel, head and dimension the elements of
-/// as many positions as a tile has columns. Values lie in blocks of [`BLOCK`] positions: per block and head, panels
-/// of as many dimensions as a tile has columns.
+/// The keys and values of one layer, head by head. Keys lie in panels of as many positions as a tile has columns: per
+/// panel and dimension the elements of its positions. Values lie position by position, filled up with zeros to whole
+/// panels of dimensions.
 #[derive(Clone, Debug)]
 pub struct KeyValueCache {
     isa: Isa,
     heads: Heads,
     length: usize,
-    keys: Lines,
-    values: Lines,
+    keys: Vec<Lines>,
+    values: Vec<Lines>,
 }
 
 impl KeyValueCache {
     /// A cache without positions, for the tiles of `isa`.
     pub fn new(isa: Isa, heads: Heads) -> KeyValueCache {
-        KeyValueCache { isa, heads, length: 0, keys: Lines::new(), values: Lines::new() }
+        let empty = vec![Lines::new(); heads.key_value_heads];
+        KeyValueCache { isa, heads, length: 0, keys: empty.clone(), values: empty }
     }
 
     /// Number of positions.
@@ -38,9 +35,9 @@ impl KeyValueCache {
         self.length == 0
     }
 
-    /// Memory of the keys and values in bytes.
+    /// Memory held for keys and values in bytes, some of it for positions to come.
     pub fn bytes(&self) -> usize {
-        size_of_val(self.keys.floats()) + size_of_val(self.values.floats())
+        self.keys.iter().chain(&self.values).map(Lines::bytes).sum()
     }
 
     /// Forgets the positions from `length` on.
@@ -61,32 +58,29 @@ impl KeyValueCache {
     /// # Panics
     /// Where keys or values have another length.
     pub fn push(&mut self, keys: &[f32], values: &[f32]) {
-        let (d, width) = (self.heads.dimension, self.columns());
+        let (d, width, padded) = (self.heads.dimension, self.columns(), self.padded_dimension());
         let elements = self.heads.key_value_heads * d;
         assert!(keys.len() == elements && values.len() == elements, "cache: not {elements} keys and values");
         let position = self.length;
         self.length += 1;
         self.fit();
-        let start = position / width * elements * width + position % width;
-        for (to, key) in self.keys.floats_mut()[start..].iter_mut().step_by(width).zip(keys) {
-            *to = *key;
-        }
-        let block = position / BLOCK * self.heads.key_value_heads * self.head_values();
-        for (head, values) in values.chunks_exact(d).enumerate() {
-            let start = block + head * self.head_values() + position % BLOCK * width;
-            for (panel, values) in values.chunks(width).enumerate() {
-                let start = start + panel * BLOCK * width;
-                self.values.floats_mut()[start..start + values.len()].copy_from_slice(values);
+        let start = position / width * d * width + position % width;
+        for (head, keys) in keys.chunks_exact(d).enumerate() {
+            for (to, key) in self.keys[head].floats_mut()[start..].iter_mut().step_by(width).zip(keys) {
+                *to = *key;
             }
+        }
+        for (head, values) in values.chunks_exact(d).enumerate() {
+            self.values[head].floats_mut()[position * padded..][..d].copy_from_slice(values);
         }
     }
 
     /// Makes the memory as long as the positions need.
     fn fit(&mut self) {
-        let elements = self.heads.key_value_heads * self.heads.dimension;
-        self.keys.resize(self.length.next_multiple_of(self.columns()) * elements);
-        let blocks = self.length.div_ceil(BLOCK);
-        self.values.resize(blocks * self.heads.key_value_heads * self.head_values());
+        let keys = self.length.next_multiple_of(self.columns()) * self.heads.dimension;
+        self.keys.iter_mut().for_each(|head| head.resize(keys));
+        let values = self.length * self.padded_dimension();
+        self.values.iter_mut().for_each(|head| head.resize(values));
     }
 
     pub(crate) fn isa(&self) -> Isa {
@@ -107,23 +101,19 @@ impl KeyValueCache {
         self.heads.dimension.next_multiple_of(self.columns())
     }
 
-    /// Elements of a head's values in a block.
-    fn head_values(&self) -> usize {
-        BLOCK * self.padded_dimension()
-    }
-
     /// The keys of one head from panel `panel` on.
     pub(crate) fn keys(&self, head: usize, panel: usize) -> Panels<'_> {
-        let stride = self.heads.key_value_heads * self.heads.dimension * self.columns();
-        let start = panel * stride + head * self.heads.dimension * self.columns();
-        Panels { data: &self.keys.floats()[start..], stride }
+        let stride = self.heads.dimension * self.columns();
+        Panels { data: &self.keys[head].floats()[panel * stride..], stride, depth_stride: self.columns() }
     }
 
-    /// The values of one head at `positions`, which lie in one block, from panel `panel` of its dimensions on.
-    pub(crate) fn values(&self, head: usize, panel: usize, positions: &Range<usize>) -> Panels<'_> {
-        let (block, slot) = (positions.start / BLOCK, positions.start % BLOCK);
-        let start = (block * self.heads.key_value_heads + head) * self.head_values();
-        let start = start + panel * BLOCK * self.columns() + slot * self.columns();
-        Panels { data: &self.values.floats()[start..], stride: BLOCK * self.columns() }
+    /// The values of one head from `position` and panel `panel` of its dimensions on.
+    pub(crate) fn values(&self, head: usize, panel: usize, position: usize) -> Panels<'_> {
+        let (stride, depth_stride) = (self.columns(), self.padded_dimension());
+        Panels {
+            data: &self.values[head].floats()[position * depth_stride + panel * stride..],
+            stride,
+            depth_stride,
+        }
     }
 }

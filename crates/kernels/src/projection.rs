@@ -140,7 +140,7 @@ fn project<K: Tile>(weight: &PackedWeight, x: &[f32], panels: Range<usize>, y: &
             while panel < panels.end {
                 let count = tile::power_of_two_up_to(K::side_by_side(tile_rows), panels.end - panel);
                 let data = &weight.panels.floats()[panel * panel_size + start * K::COLUMNS..];
-                let right = Panels { data, stride: panel_size };
+                let right = Panels { data, stride: panel_size, depth_stride: K::COLUMNS };
                 let column = (panel - panels.start) * K::COLUMNS;
                 for tile in tiles::<K>(height) {
                     let row = first + tile.start;

@@ -1,7 +1,7 @@
 //! Register tiles: the inner loops of the products in f32, one family per instruction set.
 //!
-//! B lies in panels of [`Tile::COLUMNS`] columns, element (k, j) of a panel at `k · COLUMNS + j`. A tile is a few
-//! rows times one or more panels side by side. Whatever its shape, an element of C is one chain of multiply-adds
+//! B lies in panels of [`Tile::COLUMNS`] columns that are neighbours in memory. A tile is a few rows times one or
+//! more panels side by side. Whatever its shape, an element of C is one chain of multiply-adds
 //! over k in ascending order, which goes on from the old element where a product is accumulated. So its bits
 //! depend neither on the shape of the tile nor on where the depth was cut.
 
@@ -20,11 +20,12 @@ pub(crate) struct Left<'a> {
     pub depth_stride: usize,
 }
 
-/// The right operand: panels that start `stride` elements apart.
+/// The right operand: panels that start `stride` elements apart, a step of k `depth_stride` after the one before.
 #[derive(Clone, Copy)]
 pub(crate) struct Panels<'a> {
     pub data: &'a [f32],
     pub stride: usize,
+    pub depth_stride: usize,
 }
 
 /// Rows, panels and depth of a tile.
@@ -43,6 +44,7 @@ pub(crate) struct Operands {
     depth_stride: usize,
     b: *const f32,
     panel_stride: usize,
+    panel_depth_stride: usize,
     c: *mut f32,
     c_stride: usize,
     accumulate: bool,
@@ -85,7 +87,9 @@ pub(crate) fn multiply<K: Tile>(
     let Shape { rows, panels, depth } = shape;
     assert!(isa.level() >= K::LEVEL && rows > 0 && panels > 0);
     assert!(depth == 0 || a.data.len() > (rows - 1) * a.row_stride + (depth - 1) * a.depth_stride);
-    assert!(b.data.len() >= (panels - 1) * b.stride + depth * K::COLUMNS);
+    assert!(
+        depth == 0 || b.data.len() >= (panels - 1) * b.stride + (depth - 1) * b.depth_stride + K::COLUMNS
+    );
     let (c, c_stride) = c.place(row..row + rows, column..column + panels * K::COLUMNS);
     let operands = Operands {
         depth,
@@ -94,6 +98,7 @@ pub(crate) fn multiply<K: Tile>(
         depth_stride: a.depth_stride,
         b: b.data.as_ptr(),
         panel_stride: b.stride,
+        panel_depth_stride: b.depth_stride,
         c,
         c_stride,
         accumulate: store == Store::Accumulate,
@@ -176,7 +181,7 @@ macro_rules! tiles {
                         }
                     }
                     a = a.wrapping_add(depth_stride);
-                    b = b.wrapping_add(2 * $lanes);
+                    b = b.wrapping_add(operands.panel_depth_stride);
                 }
                 for row in 0..ROWS {
                     for panel in 0..PANELS {

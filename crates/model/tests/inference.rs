@@ -110,7 +110,8 @@ fn a_cut_state_goes_on_as_if_the_rest_had_never_been_read() {
     let mut state = model.new_state();
     model.step(&cpu, &mut [Input { state: &mut state, tokens: &tokens }], Wanted::Last).unwrap();
     let mut copy = state.clone();
-    assert!(copy.bytes() == state.bytes() && state.bytes() > 0);
+    // Two layers of 50 keys and values of 24 elements of four bytes, at least.
+    assert!(copy.bytes() >= 2 * 2 * 50 * 24 * 4);
     for cut in [40, 33, 32, 1] {
         copy.truncate(cut);
         assert_eq!(copy.len(), cut);

@@ -133,7 +133,7 @@ fn block<K: Tile, C: Element>(
             let tile_height = K::ROWS.min(height - tile_row);
             let (a, row_stride, column_stride) = operand.tile(tile_row, depth, K::ROWS);
             let left = Left { data: a, row_stride, depth_stride: column_stride };
-            let right = Panels { data: panel, stride: 0 };
+            let right = Panels { data: panel, stride: 0, depth_stride: K::COLUMNS };
             let mut sums = BlockMut::new(tile, K::COLUMNS);
             tile::multiply::<K>(isa, shape, left, right, &mut sums, (0, 0), Store::Overwrite);
             for r in 0..tile_height {
