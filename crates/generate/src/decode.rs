@@ -1,6 +1,6 @@
 //! Continuing token sequences, many at once.
 
-use strata_model::{Decoder, Input, ModelError, State, Wanted};
+use strata_model::{Inference, Input, ModelError, State, Wanted};
 use strata_tensor::Cpu;
 
 use crate::{Sampler, Sampling};
@@ -65,14 +65,14 @@ struct Sequence {
 /// # Errors
 /// A prompt is empty or fills the context, or the model refuses a token.
 pub fn generate(
-    decoder: &Decoder,
+    model: &Inference,
     cpu: &Cpu,
     prompts: &[Vec<u32>],
     limits: &Limits,
     sampling: Sampling,
     mut each: impl FnMut(usize, u32) -> bool,
 ) -> Result<Vec<Generated>, GenerateError> {
-    let context = decoder.config().max_positions;
+    let context = model.config().max_positions;
     for (index, prompt) in prompts.iter().enumerate() {
         if prompt.is_empty() || prompt.len() >= context {
             let problem = match prompt.len() {
@@ -87,7 +87,7 @@ pub fn generate(
     if limits.max_tokens == 0 {
         return Ok(results);
     }
-    let mut active = read_prompts(decoder, cpu, prompts, sampling)?;
+    let mut active = read_prompts(model, cpu, prompts, sampling)?;
     let mut going = true;
     while going && !active.is_empty() {
         active.retain_mut(|sequence| {
@@ -113,9 +113,8 @@ pub fn generate(
             .zip(&next)
             .map(|(sequence, tokens)| Input { state: &mut sequence.state, tokens })
             .collect();
-        let mut logits = decoder.step(cpu, &mut inputs, Wanted::Last)?;
-        for (sequence, logits) in active.iter_mut().zip(logits.chunks_exact_mut(decoder.config().vocab_size))
-        {
+        let mut logits = model.step(cpu, &mut inputs, Wanted::Last)?;
+        for (sequence, logits) in active.iter_mut().zip(logits.chunks_exact_mut(model.config().vocab_size)) {
             sequence.next = sequence.sampler.choose(logits);
         }
     }
@@ -127,7 +126,7 @@ pub fn generate(
 
 /// Reads all prompts, several per pass, and chooses their first tokens.
 fn read_prompts(
-    decoder: &Decoder,
+    model: &Inference,
     cpu: &Cpu,
     prompts: &[Vec<u32>],
     sampling: Sampling,
@@ -142,11 +141,11 @@ fn read_prompts(
         });
         let count = fitting.count().max(1);
         let (now, later) = rest.split_at(count);
-        let mut states: Vec<State> = now.iter().map(|_| decoder.new_state()).collect();
+        let mut states: Vec<State> = now.iter().map(|_| model.new_state()).collect();
         let mut inputs: Vec<Input<'_>> =
             states.iter_mut().zip(now).map(|(state, tokens)| Input { state, tokens }).collect();
-        let mut logits = decoder.step(cpu, &mut inputs, Wanted::Last)?;
-        for (state, logits) in states.into_iter().zip(logits.chunks_exact_mut(decoder.config().vocab_size)) {
+        let mut logits = model.step(cpu, &mut inputs, Wanted::Last)?;
+        for (state, logits) in states.into_iter().zip(logits.chunks_exact_mut(model.config().vocab_size)) {
             let index = sequences.len();
             let mut sampler = Sampler::new(sampling, index as u64);
             let next = sampler.choose(logits);
@@ -160,10 +159,10 @@ fn read_prompts(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use strata_model::Config;
+    use strata_model::{Config, Decoder};
     use strata_tensor::Isa;
 
-    fn decoder() -> Decoder {
+    fn model() -> Inference {
         let config = Config {
             vocab_size: 32,
             width: 16,
@@ -180,7 +179,7 @@ mod tests {
             bos: None,
             eos: vec![],
         };
-        Decoder::new(&config, 5).unwrap()
+        Inference::new(Decoder::new(&config, 5).unwrap(), &cpu())
     }
 
     fn cpu() -> Cpu {
@@ -189,11 +188,11 @@ mod tests {
 
     #[test]
     fn a_batch_gives_what_each_prompt_gives_alone() {
-        let (decoder, cpu) = (decoder(), cpu());
+        let (model, cpu) = (model(), cpu());
         let prompts = vec![vec![1, 2, 3], vec![4], vec![5, 6, 7, 8, 9]];
         let limits = Limits { max_tokens: 6, stop: vec![] };
         let run = |prompts: &[Vec<u32>]| {
-            generate(&decoder, &cpu, prompts, &limits, Sampling::default(), |_, _| true).unwrap()
+            generate(&model, &cpu, prompts, &limits, Sampling::default(), |_, _| true).unwrap()
         };
         let together = run(&prompts);
         for (prompt, result) in prompts.iter().zip(&together) {
@@ -204,22 +203,22 @@ mod tests {
 
     #[test]
     fn stop_tokens_end_and_are_left_out() {
-        let (decoder, cpu) = (decoder(), cpu());
+        let (model, cpu) = (model(), cpu());
         let prompts = vec![vec![1, 2, 3]];
         let all = Limits { max_tokens: 5, stop: vec![] };
-        let tokens = generate(&decoder, &cpu, &prompts, &all, Sampling::default(), |_, _| true).unwrap();
+        let tokens = generate(&model, &cpu, &prompts, &all, Sampling::default(), |_, _| true).unwrap();
         let first = tokens[0].tokens[0];
         let limits = Limits { max_tokens: 5, stop: vec![first] };
-        let stopped = generate(&decoder, &cpu, &prompts, &limits, Sampling::default(), |_, _| true).unwrap();
+        let stopped = generate(&model, &cpu, &prompts, &limits, Sampling::default(), |_, _| true).unwrap();
         assert_eq!(stopped[0], Generated { tokens: vec![], finish: Finish::Stop });
     }
 
     #[test]
     fn the_context_bounds_what_is_written() {
-        let (decoder, cpu) = (decoder(), cpu());
+        let (model, cpu) = (model(), cpu());
         let limits = Limits { max_tokens: 1000, stop: vec![] };
         let run =
-            |prompt: Vec<u32>| generate(&decoder, &cpu, &[prompt], &limits, Sampling::default(), |_, _| true);
+            |prompt: Vec<u32>| generate(&model, &cpu, &[prompt], &limits, Sampling::default(), |_, _| true);
         // 18 read, two more written into the context, and one that is chosen but never read.
         assert_eq!(run(vec![1; 18]).unwrap()[0].tokens.len(), 3);
         assert!(matches!(run(vec![1; 20]), Err(GenerateError::Prompt { index: 0, .. })));
@@ -229,10 +228,10 @@ mod tests {
 
     #[test]
     fn a_listener_can_end_it_and_keeps_what_came() {
-        let (decoder, cpu) = (decoder(), cpu());
+        let (model, cpu) = (model(), cpu());
         let limits = Limits { max_tokens: 10, stop: vec![] };
         let mut seen = 0;
-        let result = generate(&decoder, &cpu, &[vec![1]], &limits, Sampling::default(), |_, _| {
+        let result = generate(&model, &cpu, &[vec![1]], &limits, Sampling::default(), |_, _| {
             seen += 1;
             seen < 4
         });

@@ -52,7 +52,7 @@ impl Heads {
         self.key_start(self.key_value_heads + head)
     }
 
-    fn scale(&self) -> f32 {
+    pub(crate) fn scale(&self) -> f32 {
         1.0 / (self.dimension as f32).sqrt()
     }
 }

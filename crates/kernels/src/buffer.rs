@@ -59,6 +59,18 @@ impl Buffer {
         *self = Buffer { start, layout };
     }
 
+    /// All of it as f32.
+    pub fn floats(&self) -> &[f32] {
+        // SAFETY: the buffer holds that many initialised bytes, aligned for f32; every bit pattern is an f32.
+        unsafe { std::slice::from_raw_parts(self.as_ptr().cast(), self.len() / 4) }
+    }
+
+    /// All of it as f32, for writing.
+    pub fn floats_mut(&mut self) -> &mut [f32] {
+        // SAFETY: as above, and the buffer is borrowed alone.
+        unsafe { std::slice::from_raw_parts_mut(self.as_mut_ptr().cast(), self.len() / 4) }
+    }
+
     /// The first byte; a multiple of 64.
     pub fn as_ptr(&self) -> *const u8 {
         self.start.as_ptr()
@@ -70,8 +82,53 @@ impl Buffer {
     }
 }
 
-#[repr(align(64))]
-struct Line(#[allow(dead_code)] [u8; LINE_BYTES]);
+/// One cache line.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+struct Line([f32; 16]);
+
+/// A vector of f32 that starts on a cache line and keeps its contents when it grows.
+#[derive(Clone, Debug)]
+pub(crate) struct Lines(Vec<Line>);
+
+impl Lines {
+    pub(crate) const fn new() -> Lines {
+        Lines(Vec::new())
+    }
+
+    /// Makes it `length` long, or a little more; what is new is zero.
+    pub(crate) fn resize(&mut self, length: usize) {
+        self.0.resize(length.div_ceil(16), Line([0.0; 16]));
+    }
+
+    /// The first `length` elements; grows where there are fewer.
+    pub(crate) fn at_least(&mut self, length: usize) -> &mut [f32] {
+        if self.0.len() * 16 < length {
+            self.resize(length);
+        }
+        &mut self.floats_mut()[..length]
+    }
+
+    /// A copy of the beginning: `length` elements, or a little more.
+    pub(crate) fn prefix(&self, length: usize) -> Lines {
+        Lines(self.0[..length.div_ceil(16)].to_vec())
+    }
+
+    /// Bytes that are held, used or not.
+    pub(crate) fn bytes(&self) -> usize {
+        self.0.capacity() * LINE_BYTES
+    }
+
+    pub(crate) fn floats(&self) -> &[f32] {
+        // SAFETY: a `Line` is sixteen f32 without padding.
+        unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.0.len() * 16) }
+    }
+
+    pub(crate) fn floats_mut(&mut self) -> &mut [f32] {
+        // SAFETY: as above, and the vector is borrowed alone.
+        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), self.0.len() * 16) }
+    }
+}
 
 #[cfg(target_os = "linux")]
 fn ask_for_huge_pages(start: NonNull<u8>, bytes: usize) {

@@ -16,7 +16,29 @@ pub struct BlockMut<'a, T> {
 // SAFETY: a block is the only access to its elements for 'a, like a `&mut [T]`.
 unsafe impl<T: Send> Send for BlockMut<'_, T> {}
 
-impl<T> BlockMut<'_, T> {
+impl<'a, T> BlockMut<'a, T> {
+    /// The whole of a matrix with `columns` columns.
+    pub fn new(data: &'a mut [T], columns: usize) -> BlockMut<'a, T> {
+        let rows = data.len().checked_div(columns).unwrap_or(0);
+        BlockMut { start: data.as_mut_ptr(), rows, columns, row_stride: columns, owner: PhantomData }
+    }
+
+    /// The first element of a rectangle, and the stride of its rows.
+    ///
+    /// # Panics
+    /// Where the rectangle is empty or leaves the block.
+    #[inline(always)]
+    pub(crate) fn place(&mut self, rows: Range<usize>, columns: Range<usize>) -> (*mut T, usize) {
+        assert!(rows.start < rows.end && rows.end <= self.rows, "block: rows {rows:?} of {}", self.rows);
+        assert!(
+            columns.start < columns.end && columns.end <= self.columns,
+            "block: columns {columns:?} of {}",
+            self.columns
+        );
+        // SAFETY: the element lies inside the block, by the checks above.
+        (unsafe { self.start.add(rows.start * self.row_stride + columns.start) }, self.row_stride)
+    }
+
     /// One row of the block.
     ///
     /// # Panics

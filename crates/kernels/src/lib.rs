@@ -15,6 +15,7 @@ pub mod amx;
 pub mod attention;
 pub mod attention_step;
 pub mod buffer;
+pub mod cache;
 pub mod cross_entropy;
 pub mod element;
 pub mod embedding;
@@ -23,12 +24,13 @@ pub mod isa;
 pub mod math;
 pub mod matmul;
 pub mod matrix;
-pub mod matvec;
 pub mod norm;
 pub mod optimizer;
 pub mod peak;
+pub mod projection;
 pub mod rotary;
 pub mod swiglu;
+pub(crate) mod tile;
 
 #[cfg(test)]
 pub(crate) mod reference;

@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 use std::path::PathBuf;
-use strata_model::{Batch, Decoder, Input, Training, Wanted};
+use strata_model::{Batch, Decoder, Inference, Input, Training, Wanted};
 use strata_tensor::{AdamW, Cpu, Isa, Precision};
 
 fn shared() -> Option<PathBuf> {
@@ -42,11 +42,12 @@ fn reference_checkpoints_give_their_logits_and_greedy_continuations() {
         let expected = json(folder.join("expected.json"));
         for isa in Isa::available() {
             let cpu = Cpu::new(isa, 2).unwrap();
+            let inference = Inference::new(decoder.clone(), &cpu);
             for sequence in expected["sequences"].as_array().unwrap() {
                 let ids = tokens(&sequence["input_ids"]);
-                let mut state = decoder.new_state();
+                let mut state = inference.new_state();
                 let mut input = [Input { state: &mut state, tokens: &ids }];
-                let logits = decoder.step(&cpu, &mut input, Wanted::All).unwrap();
+                let logits = inference.step(&cpu, &mut input, Wanted::All).unwrap();
                 let best: Vec<u32> = logits.chunks(vocabulary).map(argmax).collect();
                 assert_eq!(best, tokens(&sequence["argmax"]), "{family}");
                 let last = &logits[logits.len() - vocabulary..];
@@ -59,15 +60,15 @@ fn reference_checkpoints_give_their_logits_and_greedy_continuations() {
                 let mut cached = vec![next];
                 while cached.len() < 24 {
                     let mut input = [Input { state: &mut state, tokens: &[next] }];
-                    next = argmax(&decoder.step(&cpu, &mut input, Wanted::Last).unwrap());
+                    next = argmax(&inference.step(&cpu, &mut input, Wanted::Last).unwrap());
                     cached.push(next);
                 }
                 assert_eq!(cached, tokens(&sequence["greedy"]), "{family} with a cache");
                 let mut whole = ids.clone();
                 while whole.len() < ids.len() + 24 {
-                    let mut fresh = decoder.new_state();
+                    let mut fresh = inference.new_state();
                     let mut input = [Input { state: &mut fresh, tokens: &whole }];
-                    whole.push(argmax(&decoder.step(&cpu, &mut input, Wanted::Last).unwrap()));
+                    whole.push(argmax(&inference.step(&cpu, &mut input, Wanted::Last).unwrap()));
                 }
                 assert_eq!(whole[ids.len()..], cached, "{family} recomputed");
             }

@@ -45,8 +45,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonBody<T> {
             let path = error.path().to_string();
             let problem = error.inner();
             if problem.is_data() {
-                let field = if path == "." { missing_field(problem).unwrap_or(path) } else { path };
-                ApiError::field(field, problem)
+                field_error(path, problem)
             } else {
                 ApiError::request(StatusCode::BAD_REQUEST, format!("the body is not valid JSON: {problem}"))
             }
@@ -59,9 +58,64 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonBody<T> {
     }
 }
 
-/// The field of serde's message "missing field `x` at …".
-fn missing_field(error: &serde_json::Error) -> Option<String> {
+/// What is wrong with the value at `path`, in the words of JSON and not of Rust.
+fn field_error(path: String, error: &serde_json::Error) -> ApiError {
     let text = error.to_string();
-    let name = text.strip_prefix("missing field `")?;
-    Some(name.split('`').next()?.to_string())
+    let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(text, _)| text);
+    if let Some(name) = text.strip_prefix("missing field `").and_then(|rest| rest.split('`').next()) {
+        let field = if path == "." { name.to_string() } else { format!("{path}.{name}") };
+        return ApiError::field(field, "expected a value, found none");
+    }
+    let (found, expected) = match text.split_once(", expected ") {
+        Some((found, expected)) => (found, expected),
+        None => ("", text.strip_prefix("expected ").unwrap_or(text)),
+    };
+    let expected = match expected {
+        "usize" | "u64" | "u32" => "a whole number, 0 or more",
+        "i64" | "i32" => "a whole number",
+        "f32" | "f64" => "a number",
+        "a sequence" => "a list",
+        other if other.starts_with("struct ") || other == "a map" => "an object",
+        other => other,
+    };
+    let found = found.trim_start_matches("invalid type: ").trim_start_matches("invalid value: ");
+    let found = found.replace("sequence", "a list").replace("map", "an object").replace("unit", "null");
+    let found = if found.is_empty() { String::new() } else { format!(", found {found}") };
+    ApiError::field(path, format!("expected {expected}{found}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde::Deserialize;
+
+    #[derive(Debug, Deserialize)]
+    #[expect(dead_code, reason = "only its reading matters")]
+    struct Outer {
+        inner: Vec<Inner>,
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[expect(dead_code, reason = "only its reading matters")]
+    struct Inner {
+        count: usize,
+    }
+
+    fn message(json: &str) -> String {
+        let mut deserializer = serde_json::Deserializer::from_str(json);
+        let error = serde_path_to_error::deserialize::<_, Outer>(&mut deserializer).unwrap_err();
+        field_error(error.path().to_string(), error.inner()).message().to_string()
+    }
+
+    #[test]
+    fn an_error_names_the_field_and_what_it_should_hold() {
+        assert_eq!(message("{}"), "inner: expected a value, found none");
+        assert_eq!(message(r#"{"inner": [{}]}"#), "inner[0].count: expected a value, found none");
+        assert_eq!(
+            message(r#"{"inner": [{"count": "x"}]}"#),
+            "inner[0].count: expected a whole number, 0 or more, found string \"x\""
+        );
+        assert_eq!(message(r#"{"inner": 3}"#), "inner: expected a list, found integer `3`");
+        assert_eq!(message(r#"{"inner": [3]}"#), "inner[0]: expected an object, found integer `3`");
+    }
 }

@@ -49,7 +49,7 @@ impl LocalModel {
         stop.extend(&config.eos);
         stop.sort_unstable();
         stop.dedup();
-        let model: Inference = decoder;
+        let model = Inference::new(decoder, cpu);
         let engine = Engine::start(model, tokenizer.clone(), cpu.clone(), settings)
             .map_err(|error| format!("starting the engine's thread: {error}"))?;
         Ok(LocalModel {
@@ -85,11 +85,16 @@ impl LocalModel {
         for prompt in &mut prompts {
             self.fit(prompt, ask)?;
         }
+        if let Some((token, _)) = ask.bias.iter().find(|(token, _)| *token as usize >= self.vocab_size) {
+            let problem = format!("the model's vocabulary has {} tokens", self.vocab_size);
+            return Err(ApiError::field(format!("logit_bias.{token}"), problem));
+        }
         let constraint = match ask.shape() {
             None => None,
             Some(shape) => {
                 let constraint = self.grammars()?.constraint(&shape);
-                Some(constraint.map_err(|error| ApiError::field(ask.fields.format, error))?)
+                let field = if ask.calls_tools() { "tools" } else { ask.fields.format };
+                Some(constraint.map_err(|error| ApiError::field(field, error))?)
             }
         };
         let mut requests = Vec::with_capacity(prompts.len() * ask.count);

@@ -174,6 +174,9 @@ impl Drop for Session {
 /// Holds a request to the bounds of the server.
 fn check(app: &Shared, ask: &mut Ask) -> Result<(), ApiError> {
     let bounds = &app.bounds;
+    if !(1..=bounds.count).contains(&ask.count) {
+        return Err(ApiError::field("n", format!("expected 1 to {}, found {}", bounds.count, ask.count)));
+    }
     match &ask.prompt {
         Prompt::Chat { messages, .. } => {
             if messages.is_empty() {
@@ -200,9 +203,6 @@ fn check(app: &Shared, ask: &mut Ask) -> Result<(), ApiError> {
                 return Err(ApiError::field(ask.fields.prompt, "expected tokens, found an empty list"));
             }
         }
-    }
-    if !(1..=bounds.count).contains(&ask.count) {
-        return Err(ApiError::field("n", format!("expected 1 to {}, found {}", bounds.count, ask.count)));
     }
     if let Choice::Named(name) = &ask.tool_choice
         && ask.tools.iter().all(|tool| tool.name != *name)

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use strata_data::{Role, Task, Tokenizer};
 use strata_generate::{Limits, Sampling, generate};
-use strata_model::{Decoder, Lineage};
+use strata_model::{Decoder, Inference, Lineage};
 use strata_tensor::Cpu;
 
 use crate::failure::BadInput;
@@ -15,7 +15,7 @@ use crate::failure::BadInput;
 /// A model opened for use.
 pub struct Opened {
     /// The model.
-    pub decoder: Decoder,
+    pub inference: Inference,
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
     /// Whether it was taught to answer in turns; else it continues text.
@@ -25,13 +25,13 @@ pub struct Opened {
 
 impl Opened {
     /// Opens the model in `folder`.
-    pub fn load(folder: &Path) -> Result<Opened> {
+    pub fn load(folder: &Path, cpu: &Cpu) -> Result<Opened> {
         let context = || format!("opening the model in {}", folder.display());
         let lineage = Lineage::load(folder).with_context(context)?;
-        let decoder = Decoder::load(folder).with_context(context)?;
+        let inference = Inference::new(Decoder::load(folder).with_context(context)?, cpu);
         let tokenizer = Tokenizer::load(folder).with_context(context)?;
         let converses = lineage.as_ref().is_some_and(|lineage| lineage.stage != "base");
-        Ok(Opened { decoder, tokenizer, converses, ours: lineage.is_some() })
+        Ok(Opened { inference, tokenizer, converses, ours: lineage.is_some() })
     }
 
     /// The tokens of a text to be continued.
@@ -50,7 +50,7 @@ impl Opened {
     /// The tokens at which an answer ends.
     pub fn stop(&self) -> Vec<u32> {
         let mut stop = self.tokenizer.eos_ids().to_vec();
-        stop.extend(&self.decoder.config().eos);
+        stop.extend(&self.inference.config().eos);
         stop.sort_unstable();
         stop.dedup();
         stop
@@ -90,7 +90,7 @@ pub fn answers(model: &Opened, cpu: &Cpu, tasks: &[Task]) -> Result<Vec<String>>
     for group in order.chunks(TOGETHER) {
         let group_prompts: Vec<Vec<u32>> = group.iter().map(|task| prompts[*task].clone()).collect();
         let results =
-            generate(&model.decoder, cpu, &group_prompts, &limits, Sampling::default(), |_, _| true)
+            generate(&model.inference, cpu, &group_prompts, &limits, Sampling::default(), |_, _| true)
                 .with_context(|| format!("answering the tasks near {}", tasks[group[0]].origin))?;
         for (task, result) in group.iter().zip(results) {
             let text = model.tokenizer.decode(&result.tokens, true)?;
@@ -104,7 +104,7 @@ pub fn answers(model: &Opened, cpu: &Cpu, tasks: &[Task]) -> Result<Vec<String>>
 
 /// Whether the task leaves room for an answer in the model's context.
 pub fn fits(model: &Opened, task: &Task) -> Result<bool> {
-    Ok(prompt(model, task)?.len() + ANSWER_TOKENS <= model.decoder.config().max_positions)
+    Ok(prompt(model, task)?.len() + ANSWER_TOKENS <= model.inference.config().max_positions)
 }
 
 fn prompt(model: &Opened, task: &Task) -> Result<Vec<u32>> {

@@ -177,8 +177,8 @@ fn the_benchmark_reports_what_it_promises() {
     let matmul = place.json("bench matmul --rows 64 --width 32 --ffn 64 --json");
     assert_eq!(matmul["products"].as_array().unwrap().len(), 12);
     assert!(matmul["products"].as_array().unwrap().iter().all(|p| p["utilisation"].as_f64().unwrap() > 0.0));
-    let decode = place.json(&format!("bench decode {shape} --tokens 4 --json"));
-    for field in ["tokens_per_second", "prompt_tokens_per_second", "bytes_per_token", "read_bytes_per_second"]
+    let decode = place.json(&format!("bench decode {shape} --tokens 4 --batch 3 --json"));
+    for field in ["tokens_per_second", "prompt_tokens_per_second", "bytes_per_step", "read_bytes_per_second"]
     {
         assert!(decode[field].as_f64().unwrap() > 0.0, "{field}: {decode}");
     }

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 use strata_data::world::{self, Part, World};
 use strata_data::{Message, Role, Tokenizer};
-use strata_model::{Decoder, Input, Wanted};
+use strata_model::{Decoder, Inference, Input, Wanted};
 use strata_tensor::{Cpu, Isa};
 
 const READ: &str = r#"
@@ -65,10 +65,11 @@ fn transformers_opens_a_trained_model_and_computes_the_same() {
         assert_eq!(serde_json::json!(ids), theirs["ids"]);
         let decoder = Decoder::load(&model).unwrap();
         assert_eq!(decoder.config().tied, tied);
-        let mut state = decoder.new_state();
         let cpu = Cpu::new(Isa::best(), 1).unwrap();
+        let inference = Inference::new(decoder, &cpu);
+        let mut state = inference.new_state();
         let mut input = [Input { state: &mut state, tokens: &ids }];
-        let ours = decoder.step(&cpu, &mut input, Wanted::All).unwrap();
+        let ours = inference.step(&cpu, &mut input, Wanted::All).unwrap();
         let theirs = theirs["logits"].as_array().unwrap();
         assert_eq!(ours.len(), theirs.len());
         for (ours, theirs) in ours.iter().zip(theirs) {

@@ -5,6 +5,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use strata_kernels::Isa;
 
+/// Multiply-adds for which a thread is woken: some ten microseconds, several times what waking costs.
+const WORTH_A_THREAD: usize = 1 << 17;
+
 /// The CPU device. Cheap to clone; clones share one pool of threads.
 #[derive(Clone, Debug)]
 pub struct Cpu {
@@ -36,6 +39,11 @@ impl Cpu {
         self.pool.current_num_threads()
     }
 
+    /// Runs `work` on a thread of the pool: calls of [`Cpu::for_each`] inside it do not pay for entering the pool.
+    pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        self.pool.install(work)
+    }
+
     /// Runs `work` on every item, the items shared out among the threads; returns when all are done.
     /// What an item computes must not depend on the thread, so results are repeatable bit for bit.
     pub fn for_each<T: Send>(&self, items: Vec<T>, work: impl Fn(T) + Sync + Send) {
@@ -52,7 +60,22 @@ impl Cpu {
 
     /// Cuts `0..n` into at most one range per thread, each but the last a multiple of `grain`.
     pub fn ranges(&self, n: usize, grain: usize) -> Vec<Range<usize>> {
-        let share = n.div_ceil(self.threads()).next_multiple_of(grain).max(1);
+        self.ranges_up_to(self.threads(), n, grain)
+    }
+
+    /// As [`Cpu::ranges`], for a piece of work of about `operations` multiply-adds: fewer ranges where a part
+    /// would not be worth a thread.
+    pub fn ranges_for(&self, operations: usize, n: usize, grain: usize) -> Vec<Range<usize>> {
+        self.ranges_up_to((operations / WORTH_A_THREAD).clamp(1, self.threads()), n, grain)
+    }
+
+    /// Whether a piece of work of about `operations` multiply-adds is worth sharing out.
+    pub fn worth_sharing(&self, operations: usize) -> bool {
+        operations >= 2 * WORTH_A_THREAD && self.threads() > 1
+    }
+
+    fn ranges_up_to(&self, parts: usize, n: usize, grain: usize) -> Vec<Range<usize>> {
+        let share = n.div_ceil(parts).next_multiple_of(grain).max(1);
         (0..n).step_by(share).map(|start| start..n.min(start + share)).collect()
     }
 }

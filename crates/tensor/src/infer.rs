@@ -1,64 +1,153 @@
-//! The operations of decoding: no tape, f32, many sequences of a few new tokens each.
+//! The operations of decoding: no tape, f32, many sequences of a few new tokens each. What a token gives does not
+//! depend, to the bit, on the other tokens or on the number of threads.
 
 use crate::cpu::rows_mut;
-pub use crate::ops::project;
-use crate::{Cpu, Heads};
+use crate::{Cpu, Heads, RotaryTable};
+use std::ops::Range;
 use strata_kernels::attention_step::attention_step;
-use strata_kernels::{grid, norm, swiglu as kernel};
+pub use strata_kernels::cache::KeyValueCache;
+pub use strata_kernels::projection::PackedWeight;
+use strata_kernels::{grid, norm, projection, swiglu as kernel};
+
+/// New tokens of a sequence that are one piece of work.
+const TOKEN_BLOCK: usize = 64;
+
+/// Packs a weight of rows of `inputs` elements for [`project`].
+pub fn pack(cpu: &Cpu, weight: &[f32], inputs: usize) -> PackedWeight {
+    let mut packed = PackedWeight::zeros(cpu.isa(), weight.len() / inputs, inputs);
+    let ranges = cpu.ranges_for(weight.len(), packed.panels(), 1);
+    let outputs: Vec<_> = ranges.iter().map(|panels| packed.outputs_of(panels.clone())).collect();
+    let pieces = packed.pieces_mut(&ranges);
+    cpu.for_each(outputs.into_iter().zip(pieces).collect(), |(rows, piece)| {
+        projection::fill_panels(cpu.isa(), &weight[rows.start * inputs..rows.end * inputs], inputs, piece);
+    });
+    packed
+}
+
+/// `y[t, n] = Σ_k x[t, k] · weight[n, k]`, shared out by panels of the weight, so that each thread reads its own
+/// part of it. `y` is overwritten.
+pub fn project(cpu: &Cpu, x: &[f32], weight: &PackedWeight, y: &mut [f32]) {
+    let rows = 0..x.len() / weight.inputs();
+    if rows.is_empty() {
+        return;
+    }
+    let panels = cpu.ranges_for(x.len() * weight.outputs(), weight.panels(), 1);
+    let columns: Vec<_> = panels.iter().map(|panels| weight.outputs_of(panels.clone())).collect();
+    let blocks = grid::split(y, weight.outputs(), std::slice::from_ref(&rows), &columns);
+    cpu.for_each(panels.into_iter().zip(blocks).collect(), |(panels, mut y)| {
+        weight.project(x, panels, &mut y);
+    });
+}
 
 /// `y = weight · x / sqrt(mean(x²) + epsilon)` for every row of `weight.len()` elements.
 pub fn rms_norm(cpu: &Cpu, x: &[f32], weight: &[f32], epsilon: f32, y: &mut [f32]) {
-    let rows = x.len() / weight.len();
-    norm::rms_norm_forward(cpu.isa(), x, weight, epsilon, y, &mut vec![0.0; rows]);
+    let width = weight.len();
+    let ranges = cpu.ranges_for(x.len(), x.len() / width, 1);
+    let items: Vec<_> = ranges.iter().zip(rows_mut(y, width, &ranges)).collect();
+    cpu.for_each(items, |(rows, y)| {
+        let x = &x[rows.start * width..rows.end * width];
+        norm::rms_norm_forward(cpu.isa(), x, weight, epsilon, y, &mut vec![0.0; rows.len()]);
+    });
 }
 
 /// `y = silu(gate) · up` for rows of `width` gates, then `width` ups.
 pub fn swiglu(cpu: &Cpu, gate_up: &[f32], width: usize, y: &mut [f32]) {
-    let ranges = cpu.ranges(y.len() / width, 8);
+    // An exponential and a division take the time of some ten multiply-adds.
+    let ranges = cpu.ranges_for(10 * y.len(), y.len() / width, 1);
     let items: Vec<_> = ranges.iter().zip(rows_mut(y, width, &ranges)).collect();
-    cpu.for_each(items, |(range, y)| {
-        kernel::swiglu_forward(cpu.isa(), &gate_up[range.start * 2 * width..range.end * 2 * width], width, y);
+    cpu.for_each(items, |(rows, y)| {
+        kernel::swiglu_forward(cpu.isa(), &gate_up[rows.start * 2 * width..rows.end * 2 * width], width, y);
     });
 }
 
-/// One sequence: how many of its tokens are new, and all its keys and values, new ones included
-/// (positions x `key_value_heads · dimension`, keys turned to their positions).
+/// Turns the queries and keys of every row of `qkv` (as [`Heads`] describes it) to their positions, in place.
+pub fn rotate(cpu: &Cpu, heads: Heads, table: &RotaryTable, positions: &[usize], qkv: &mut [f32]) {
+    let ranges = cpu.ranges_for(4 * qkv.len(), positions.len(), 1);
+    let items: Vec<_> = ranges.iter().zip(rows_mut(qkv, heads.row(), &ranges)).collect();
+    cpu.for_each(items, |(rows, qkv)| {
+        for (row, position) in qkv.chunks_exact_mut(heads.row()).zip(&positions[rows.clone()]) {
+            for head in row[..heads.value_start(0)].chunks_exact_mut(heads.dimension) {
+                table.rotate(head, *position);
+            }
+        }
+    });
+}
+
+/// One sequence: how many of its tokens are new, and all its keys and values, new ones included.
 #[derive(Clone, Copy, Debug)]
 pub struct Cached<'a> {
     /// New tokens.
     pub new: usize,
-    /// Keys.
-    pub keys: &'a [f32],
-    /// Values.
-    pub values: &'a [f32],
+    /// Keys and values.
+    pub cache: &'a KeyValueCache,
 }
 
 /// Attention of the new tokens of every sequence over its own keys and values. `qkv` holds a row as [`Heads`]
 /// describes it per new token, sequence after sequence, the queries turned to their positions; `output` gets
 /// their results (new tokens x `heads · dimension`).
 pub fn attention(cpu: &Cpu, heads: Heads, qkv: &[f32], sequences: &[Cached<'_>], output: &mut [f32]) {
-    let row = heads.query_row();
-    let mut queries = Vec::with_capacity(output.len());
-    for from in qkv.chunks_exact(heads.row()) {
-        queries.extend_from_slice(&from[..row]);
+    struct Piece<'a> {
+        cache: &'a KeyValueCache,
+        rows: Range<usize>,
+        position: usize,
     }
-    let mut end = 0;
-    let rows: Vec<_> = sequences
-        .iter()
-        .map(|s| {
-            end += s.new;
-            end - s.new..end
-        })
-        .collect();
+    let (mut pieces, mut end, mut operations) = (Vec::new(), 0, 0);
+    for &Cached { new, cache } in sequences {
+        for start in (0..new).step_by(TOKEN_BLOCK) {
+            let rows = end + start..end + new.min(start + TOKEN_BLOCK);
+            let position = cache.len() - new + start;
+            operations += 2 * rows.len() * (position + rows.len()) * heads.query_row();
+            pieces.push(Piece { cache, rows, position });
+        }
+        end += new;
+    }
+    let rows: Vec<_> = pieces.iter().map(|piece| piece.rows.clone()).collect();
     let width = heads.group() * heads.dimension;
     let columns: Vec<_> = (0..heads.key_value_heads).map(|g| g * width..(g + 1) * width).collect();
-    let blocks = grid::split(output, row, &rows, &columns);
-    let items: Vec<_> = blocks.into_iter().enumerate().collect();
-    cpu.for_each(items, |(i, mut block)| {
-        let (sequence, group) = (i / columns.len(), i % columns.len());
-        let cached = sequences[sequence];
-        let queries = &queries[rows[sequence].start * row..rows[sequence].end * row];
-        let first = cached.keys.len() / (heads.key_value_heads * heads.dimension) - cached.new;
-        attention_step(cpu.isa(), heads, group, queries, cached.keys, cached.values, first, &mut block);
-    });
+    let blocks = grid::split(output, heads.query_row(), &rows, &columns);
+    let work = |(i, mut block): (usize, grid::BlockMut<'_, f32>)| {
+        let Piece { cache, rows, position } = &pieces[i / columns.len()];
+        let qkv = &qkv[rows.start * heads.row()..rows.end * heads.row()];
+        attention_step(cache, i % columns.len(), qkv, *position, &mut block);
+    };
+    let items = blocks.into_iter().enumerate();
+    if cpu.worth_sharing(operations) { cpu.for_each(items.collect(), work) } else { items.for_each(work) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Isa, random_values};
+
+    #[test]
+    fn a_projection_has_the_same_bits_for_every_row_count_and_thread_count() {
+        // Enough multiply-adds to be shared out among all threads.
+        let (inputs, outputs) = (150, 1003);
+        let weight = random_values(1, inputs * outputs);
+        let x = random_values(2, 40 * inputs);
+        for isa in Isa::available() {
+            let alone = Cpu::new(isa, 1).unwrap();
+            let packed = pack(&alone, &weight, inputs);
+            let mut expected = vec![0.0; 40 * outputs];
+            for (x, y) in x.chunks(inputs).zip(expected.chunks_mut(outputs)) {
+                project(&alone, x, &packed, y);
+                for (n, y) in y.iter().enumerate() {
+                    let products = x.iter().zip(&weight[n * inputs..]);
+                    let sum: f64 = products.map(|(a, b)| *a as f64 * *b as f64).sum();
+                    // 150 products of magnitude one in f32.
+                    assert!((*y as f64 - sum).abs() <= 2e-5, "{isa:?}: {y} not {sum}");
+                }
+            }
+            for threads in [1, 2, 3] {
+                let cpu = Cpu::new(isa, threads).unwrap();
+                let packed = pack(&cpu, &weight, inputs);
+                for rows in 1..=40 {
+                    let mut y = vec![f32::NAN; rows * outputs];
+                    project(&cpu, &x[..rows * inputs], &packed, &mut y);
+                    let same = y.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits());
+                    assert!(same, "{isa:?}: {rows} rows, {threads} threads");
+                }
+            }
+        }
+    }
 }

@@ -116,6 +116,23 @@ impl Parameters {
         &mut self.values
     }
 
+    /// Takes the last parameter away: `read` gets it, then its memory is given back. So all weights can be brought
+    /// into another form without being held twice.
+    ///
+    /// # Panics
+    /// Where `id` is not the last parameter.
+    pub fn take_last<R>(&mut self, id: ParameterId, read: impl FnOnce(&[f32]) -> R) -> R {
+        assert_eq!(id.0 + 1, self.layout.entries.len(), "parameters: the last one is taken first");
+        let start = self.layout.range(id).start;
+        self.layout.entries.pop();
+        self.half = Vec::new();
+        let result = read(&self.values[start..]);
+        self.layout.length = start;
+        self.values.truncate(start);
+        self.values.shrink_to_fit();
+        result
+    }
+
     /// Masters and, where it exists, their bf16 copy.
     pub(crate) fn parts_mut(&mut self) -> (&Layout, &mut [f32], &mut [bf16]) {
         (&self.layout, &mut self.values, &mut self.half)

@@ -34,7 +34,7 @@ fn cpu() -> Cpu {
 }
 
 fn model() -> Inference {
-    decoder(tokenizer().vocab_size())
+    Inference::new(decoder(tokenizer().vocab_size()), &cpu())
 }
 
 fn engine(settings: Settings) -> Engine {

@@ -1,16 +1,13 @@
 //! Matrix multiplication by packed panels and a register-tiled microkernel per instruction set.
 //!
 //! The scheme is the classic one of Goto and van de Geijn ("Anatomy of High-Performance Matrix
-//! Multiplication", 2008): B is packed into panels of `NR` columns that stay in the L1 cache, blocks of A in
-//! the L2 cache, and the microkernel keeps an `MR x NR` tile of C in registers for the whole depth.
+//! Multiplication", 2008): B is packed into panels of columns that stay in the L1 cache, blocks of A in
+//! the L2 cache, and a [`Tile`] of C stays in registers for the whole depth.
 
-mod microkernel;
-mod pack;
+pub(crate) mod pack;
 
-use crate::{Element, Isa, Level, MatrixMut, MatrixRef, amx};
-#[cfg(target_arch = "x86_64")]
-use microkernel::{Avx2, Avx512};
-use microkernel::{Microkernel, Portable};
+use crate::tile::{self, Left, Panels, Shape, Tile, with_tile};
+use crate::{BlockMut, Element, Isa, MatrixMut, MatrixRef, amx};
 use pack::{Operand, pack_a, pack_b};
 use std::cell::RefCell;
 
@@ -29,8 +26,6 @@ const BLOCK_DEPTH: usize = 384;
 const BLOCK_ROWS: usize = 96;
 /// Columns of a block of B.
 const BLOCK_COLUMNS: usize = 2048;
-/// Largest `MR * NR` of all microkernels.
-const TILE: usize = 512;
 
 thread_local! {
     static SCRATCH: RefCell<pack::Scratch> = const { RefCell::new(pack::Scratch::new()) };
@@ -70,18 +65,10 @@ pub fn matmul<A: Element, B: Element, C: Element>(
             amx::matmul_bf16(amx, a, b, c.data, c.row_stride, accumulate, scratch)
         });
     }
-    SCRATCH.with_borrow_mut(|scratch| match isa.level() {
-        Level::Portable => blocked::<Portable, A, B, C>(isa, a, b, c, store, scratch),
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => blocked::<Avx2, A, B, C>(isa, a, b, c, store, scratch),
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx512 | Level::Amx => blocked::<Avx512, A, B, C>(isa, a, b, c, store, scratch),
-        #[cfg(not(target_arch = "x86_64"))]
-        _ => blocked::<Portable, A, B, C>(isa, a, b, c, store, scratch),
-    });
+    SCRATCH.with_borrow_mut(|scratch| with_tile!(isa, blocked, <A, B, C>(isa, a, b, c, store, scratch)));
 }
 
-fn blocked<K: Microkernel, A: Element, B: Element, C: Element>(
+fn blocked<K: Tile, A: Element, B: Element, C: Element>(
     isa: Isa,
     a: MatrixRef<'_, A>,
     b: MatrixRef<'_, B>,
@@ -101,12 +88,14 @@ fn blocked<K: Microkernel, A: Element, B: Element, C: Element>(
         while depth_start < k || depth_start == 0 {
             let depth = depth_limit.min(k - depth_start);
             let accumulate = store == Store::Accumulate || depth_start > 0;
-            let (panels, a_buffer) = scratch
-                .buffers(width.next_multiple_of(K::NR) * depth, BLOCK_ROWS.next_multiple_of(K::MR) * depth);
-            pack_b::<B>(isa, b, depth_start, depth, column, width, K::NR, panels);
+            let (panels, a_buffer) = scratch.buffers(
+                width.next_multiple_of(K::COLUMNS) * depth,
+                BLOCK_ROWS.next_multiple_of(K::ROWS) * depth,
+            );
+            pack_b::<B>(isa, b, depth_start, depth, column, width, K::COLUMNS, panels);
             for row in (0..m).step_by(BLOCK_ROWS) {
                 let height = BLOCK_ROWS.min(m - row);
-                let operand = pack_a::<A>(isa, a, row, height, depth_start, depth, K::MR, a_buffer);
+                let operand = pack_a::<A>(isa, a, row, height, depth_start, depth, K::ROWS, a_buffer);
                 block::<K, C>(
                     isa,
                     &operand,
@@ -124,7 +113,7 @@ fn blocked<K: Microkernel, A: Element, B: Element, C: Element>(
 }
 
 #[allow(clippy::too_many_arguments, reason = "a block is its ranges")]
-fn block<K: Microkernel, C: Element>(
+fn block<K: Tile, C: Element>(
     isa: Isa,
     operand: &Operand<'_>,
     panels: &[f32],
@@ -134,19 +123,23 @@ fn block<K: Microkernel, C: Element>(
     (column, width): (usize, usize),
     accumulate: bool,
 ) {
-    let mut tile = [0.0f32; TILE];
-    let tile = &mut tile[..K::MR * K::NR];
-    for (p, panel_column) in (0..width).step_by(K::NR).enumerate() {
-        let panel = &panels[p * K::NR * depth..][..K::NR * depth];
-        let tile_width = K::NR.min(width - panel_column);
-        for tile_row in (0..height).step_by(K::MR) {
-            let tile_height = K::MR.min(height - tile_row);
-            let (a, row_stride, column_stride) = operand.tile(tile_row, depth, K::MR);
-            K::run(isa, depth, a, row_stride, column_stride, panel, tile);
+    let mut tile = [0.0f32; tile::LARGEST];
+    let tile = &mut tile[..K::ROWS * K::COLUMNS];
+    let shape = Shape { rows: K::ROWS, panels: 1, depth };
+    for (p, panel_column) in (0..width).step_by(K::COLUMNS).enumerate() {
+        let panel = &panels[p * K::COLUMNS * depth..][..K::COLUMNS * depth];
+        let tile_width = K::COLUMNS.min(width - panel_column);
+        for tile_row in (0..height).step_by(K::ROWS) {
+            let tile_height = K::ROWS.min(height - tile_row);
+            let (a, row_stride, column_stride) = operand.tile(tile_row, depth, K::ROWS);
+            let left = Left { data: a, row_stride, depth_stride: column_stride };
+            let right = Panels { data: panel, stride: 0, depth_stride: K::COLUMNS };
+            let mut sums = BlockMut::new(tile, K::COLUMNS);
+            tile::multiply::<K>(isa, shape, left, right, &mut sums, (0, 0), Store::Overwrite);
             for r in 0..tile_height {
                 let start = (row + tile_row + r) * c.row_stride + column + panel_column;
                 let out = &mut c.data[start..start + tile_width];
-                let sums = &tile[r * K::NR..][..tile_width];
+                let sums = &tile[r * K::COLUMNS..][..tile_width];
                 if accumulate {
                     for (o, s) in out.iter_mut().zip(sums) {
                         *o = C::from_f32(o.to_f32() + s);

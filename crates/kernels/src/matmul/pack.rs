@@ -1,35 +1,23 @@
 //! Packing of operands into the panels that the microkernels read.
 
+use crate::buffer::Lines;
 use crate::{Element, Isa, MatrixRef};
-
-/// One cache line, so that panels start on one.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([f32; 16]);
 
 /// The buffers a thread packs into; they grow to the largest size asked for and stay.
 pub(super) struct Scratch {
-    b: Vec<Line>,
-    a: Vec<Line>,
+    b: Lines,
+    a: Lines,
 }
 
 impl Scratch {
     pub(super) const fn new() -> Scratch {
-        Scratch { b: Vec::new(), a: Vec::new() }
+        Scratch { b: Lines::new(), a: Lines::new() }
     }
 
     /// A buffer for panels of B and one for a block of A.
     pub(super) fn buffers(&mut self, b: usize, a: usize) -> (&mut [f32], &mut [f32]) {
-        (floats(&mut self.b, b), floats(&mut self.a, a))
+        (self.b.at_least(b), self.a.at_least(a))
     }
-}
-
-fn floats(lines: &mut Vec<Line>, length: usize) -> &mut [f32] {
-    if lines.len() * 16 < length {
-        lines.resize(length.div_ceil(16), Line([0.0; 16]));
-    }
-    // SAFETY: a `Line` is sixteen f32 without padding, and the vector holds at least `length` of them.
-    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast::<f32>(), length) }
 }
 
 /// A block of A as the microkernel reads it.
@@ -116,7 +104,7 @@ fn copy_groups<T: Element, const N: usize>(source: &[T], depth_stride: usize, pa
 per_isa! {
     /// Packs `count` vectors of length `depth` in groups of `group`: element k of vector v goes to
     /// `(v / group) * group * depth + k * group + v % group`; missing vectors of the last group become zero.
-    fn pack<T: Element>(
+    pub(crate) fn pack<T: Element>(
         data: &[T],
         vector_stride: usize,
         depth_stride: usize,

@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use serde_json::json;
 use strata_data::Batch;
-use strata_model::{Config, Decoder, Input, Training, Wanted};
+use strata_model::{Config, Decoder, Inference, Input, State, Training, Wanted};
 use strata_tensor::AdamW;
 use strata_train::Learner;
 use strata_train::plan::{flops_per_token, matmul_parameters};
@@ -33,8 +33,8 @@ enum What {
     /// The matrix products of a training step, each alone.
     #[command(after_help = "Example:\n  strata bench matmul --rows 8192")]
     Matmul(MatmulBench),
-    /// Decoding one sequence token by token.
-    #[command(after_help = "Example:\n  strata bench decode --json")]
+    /// Decoding token by token, one sequence or many together.
+    #[command(after_help = "Example:\n  strata bench decode --batch 32")]
     Decode(DecodeBench),
 }
 
@@ -79,9 +79,12 @@ struct TrainBench {
 struct DecodeBench {
     #[command(flatten)]
     shape: Shape,
-    /// Tokens that are decoded
+    /// Tokens that are decoded per sequence
     #[arg(long, default_value_t = 64)]
     tokens: usize,
+    /// Sequences that are decoded together
+    #[arg(long, default_value_t = 1)]
+    batch: usize,
 }
 
 /// Seconds for which the peak is measured.
@@ -211,34 +214,40 @@ fn decode(bench: &DecodeBench, place: &Place) -> Result<()> {
     if count == 0 {
         return Err(BadInput("--tokens and --seq leave nothing to decode".into()).into());
     }
+    if bench.batch == 0 {
+        return Err(BadInput("--batch must be at least 1".into()).into());
+    }
     let machine = &place.machine;
-    let decoder = Decoder::new(&config, 1)?;
+    let model = Inference::new(Decoder::new(&config, 1)?, &machine.cpu);
     let prompt = bench.shape.tokens(bench.shape.seq - count);
-    let step = |state: &mut strata_model::State, tokens: &[u32]| -> Result<()> {
-        let mut inputs = [Input { state, tokens }];
-        decoder.step(&machine.cpu, &mut inputs, Wanted::Last)?;
+    let step = |states: &mut [State], tokens: &[u32]| -> Result<()> {
+        let mut inputs: Vec<_> = states.iter_mut().map(|state| Input { state, tokens }).collect();
+        model.step(&machine.cpu, &mut inputs, Wanted::Last)?;
         Ok(())
     };
     // Once to bring the weights into memory.
-    step(&mut decoder.new_state(), &prompt[..1])?;
-    let mut state = decoder.new_state();
+    step(&mut [model.new_state()], &prompt)?;
+    let mut state = [model.new_state()];
     let started = Instant::now();
     step(&mut state, &prompt)?;
     let prompt_seconds = started.elapsed().as_secs_f64();
+    let mut states = vec![state[0].clone(); bench.batch];
     let started = Instant::now();
     for token in bench.shape.tokens(count) {
-        step(&mut state, &[token])?;
+        step(&mut states, &[token])?;
     }
-    let tokens_per_second = count as f64 / started.elapsed().as_secs_f64();
-    // Every weight of a matrix product is read once per token, as f32.
-    let bytes_per_token = 4.0 * matmul_parameters(&config);
+    let steps_per_second = count as f64 / started.elapsed().as_secs_f64();
+    let tokens_per_second = steps_per_second * bench.batch as f64;
+    // Every weight of a matrix product is read once per step, as f32.
+    let bytes_per_step = 4.0 * matmul_parameters(&config);
     let prompt_rate = prompt.len() as f64 / prompt_seconds;
     if bench.shape.json {
         return print_json(&json!({
             "tokens_per_second": tokens_per_second,
             "prompt_tokens_per_second": prompt_rate,
-            "bytes_per_token": bytes_per_token,
-            "read_bytes_per_second": bytes_per_token * tokens_per_second,
+            "batch": bench.batch,
+            "bytes_per_step": bytes_per_step,
+            "read_bytes_per_second": bytes_per_step * steps_per_second,
             "isa": machine.cpu.isa().name(),
             "threads": machine.cpu.threads(),
         }));
@@ -247,7 +256,7 @@ fn decode(bench: &DecodeBench, place: &Place) -> Result<()> {
         "{} tokens/s decoded, {} tokens/s of prompt read, {:.1} GB/s of weights",
         thousands(tokens_per_second),
         thousands(prompt_rate),
-        bytes_per_token * tokens_per_second / 1e9
+        bytes_per_step * steps_per_second / 1e9
     ))
 }
 

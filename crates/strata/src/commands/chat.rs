@@ -34,7 +34,7 @@ pub struct ChatArguments {
 
 /// Runs the command.
 pub fn run(arguments: ChatArguments, place: &Place) -> Result<()> {
-    let model = Opened::load(&place.home.resolve(&arguments.model)?)?;
+    let model = Opened::load(&place.home.resolve(&arguments.model)?, &place.machine.cpu)?;
     let beginning: Vec<Message> =
         arguments.system.iter().map(|system| Message::new(Role::System, system.clone())).collect();
     let mut messages = beginning.clone();
@@ -64,7 +64,7 @@ fn answer(
     messages: &mut Vec<Message>,
     kept: usize,
 ) -> Result<String> {
-    let context = model.decoder.config().max_positions;
+    let context = model.inference.config().max_positions;
     let room = arguments.max_tokens.min(context / 2);
     let mut ids = model.tokenizer.encode_prompt(messages)?;
     let mut forgotten = 0;
@@ -87,7 +87,7 @@ fn answer(
     };
     let mut failed = None;
     let sampling = arguments.sampling.sampling();
-    generate(&model.decoder, &place.machine.cpu, &[ids], &limits, sampling, |_, token| {
+    generate(&model.inference, &place.machine.cpu, &[ids], &limits, sampling, |_, token| {
         failed = stream.push(token).map_err(anyhow::Error::from).and_then(&mut show).err();
         failed.is_none() && !stream.stopped()
     })?;

@@ -259,8 +259,9 @@ struct Measured {
 
 /// Asks every model the same tasks: those of the given data that are too long for a model are left out for all.
 fn measure(finished: &[Finished], data: &mut Data, place: &Place, show: &mut Show) -> Result<Vec<Measured>> {
+    let cpu = &place.machine.cpu;
     let folders = finished.iter().filter_map(|model| model.folder.as_ref());
-    let models = folders.map(|folder| Opened::load(folder)).collect::<Result<Vec<_>>>()?;
+    let models = folders.map(|folder| Opened::load(folder, cpu)).collect::<Result<Vec<_>>>()?;
     for (tasks, what) in [(&mut data.prompts, "prompts"), (&mut data.turns, "turns")] {
         let before = tasks.len();
         let mut kept = Vec::with_capacity(before);
@@ -283,7 +284,6 @@ fn measure(finished: &[Finished], data: &mut Data, place: &Place, show: &mut Sho
             ));
         }
     }
-    let cpu = &place.machine.cpu;
     let mut results = Vec::new();
     for opened in &models {
         let prompt_answers = answers(opened, cpu, &data.prompts)?;

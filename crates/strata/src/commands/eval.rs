@@ -1,14 +1,14 @@
 //! `strata eval`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::json;
 use strata_data::packing::BatchOptions;
-use strata_data::{BaseBatches, Corpus, Shard, Task, records, shards};
-use strata_model::Training;
+use strata_data::{BaseBatches, Corpus, Shard, Task, Tokenizer, records, shards};
+use strata_model::{Decoder, Training};
 use strata_tensor::AdamW;
 use strata_train::trainer::measure;
 
@@ -42,18 +42,19 @@ const LONGEST_ROW: usize = 1024;
 
 /// Runs the command.
 pub fn run(arguments: EvalArguments, place: &Place) -> Result<()> {
-    let model = Opened::load(&place.home.resolve(&arguments.model)?)?;
+    let folder = place.home.resolve(&arguments.model)?;
     if arguments.text.is_empty() {
-        on_tasks(&model, &arguments, place)
+        on_tasks(&folder, &arguments, place)
     } else {
-        on_text(model, &arguments, place)
+        on_text(&folder, &arguments, place)
     }
 }
 
-fn on_tasks(model: &Opened, arguments: &EvalArguments, place: &Place) -> Result<()> {
+fn on_tasks(folder: &Path, arguments: &EvalArguments, place: &Place) -> Result<()> {
+    let model = Opened::load(folder, &place.machine.cpu)?;
     let tasks: Vec<Task> = records::tasks(&arguments.tasks)?.collect::<Result<_, _>>()?;
     require_some(&tasks)?;
-    let (all, families) = score(&tasks, &answers(model, &place.machine.cpu, &tasks)?);
+    let (all, families) = score(&tasks, &answers(&model, &place.machine.cpu, &tasks)?);
     if arguments.json {
         let families: serde_json::Map<String, serde_json::Value> =
             families.into_iter().map(|(family, score)| (family, json!(score.accuracy()))).collect();
@@ -70,16 +71,19 @@ fn on_tasks(model: &Opened, arguments: &EvalArguments, place: &Place) -> Result<
     print_line(&format!("{:32} {:5.1} %  ({} of {})", "all", 100.0 * all.accuracy(), all.right, all.total))
 }
 
-fn on_text(model: Opened, arguments: &EvalArguments, place: &Place) -> Result<()> {
+fn on_text(model: &Path, arguments: &EvalArguments, place: &Place) -> Result<()> {
+    let context = || format!("opening the model in {}", model.display());
+    let decoder = Decoder::load(model).with_context(context)?;
+    let tokenizer = Tokenizer::load(model).with_context(context)?;
     let corpus = Corpus::open(&arguments.text)?;
     let folder = tempfile::tempdir().context("making a temporary folder for the tokens")?;
     let path = folder.path().join("text.bin");
-    shards::write(corpus.documents(), &model.tokenizer, &path)?;
-    let sequence = model.decoder.config().max_positions.min(LONGEST_ROW);
+    shards::write(corpus.documents(), &tokenizer, &path)?;
+    let sequence = decoder.config().max_positions.min(LONGEST_ROW);
     let options = BatchOptions { rows: ROWS, sequence, seed: 0, endless: false };
     let mut batches = BaseBatches::new(Arc::new(Shard::open(&path)?), options)?;
     let machine = &place.machine;
-    let mut training = Training::new(model.decoder, machine.cpu.clone(), machine.precision, AdamW::default());
+    let mut training = Training::new(decoder, machine.cpu.clone(), machine.precision, AdamW::default());
     let (mut nats, mut bytes, mut targets) = (0.0, 0u64, 0.0);
     while let Some(batch) = batches.next_batch()? {
         let weight: f64 = batch.weights.iter().map(|weight| f64::from(*weight)).sum();

@@ -78,7 +78,7 @@ fn non_negative(text: &str) -> Result<f32, String> {
 
 /// Runs the command.
 pub fn run(arguments: GenerateArguments, place: &Place) -> Result<()> {
-    let model = Opened::load(&place.home.resolve(&arguments.model)?)?;
+    let model = Opened::load(&place.home.resolve(&arguments.model)?, &place.machine.cpu)?;
     let answer = arguments.chat || (model.converses && !arguments.raw);
     let ids = if answer {
         model.tokenizer.encode_prompt(&[Message::new(Role::User, &arguments.prompt)])?
@@ -100,7 +100,7 @@ pub fn run(arguments: GenerateArguments, place: &Place) -> Result<()> {
     };
     let mut failed = None;
     let sampling = arguments.sampling.sampling();
-    let results = generate(&model.decoder, &place.machine.cpu, &[ids], &limits, sampling, |_, token| {
+    let results = generate(&model.inference, &place.machine.cpu, &[ids], &limits, sampling, |_, token| {
         failed = stream.push(token).map_err(anyhow::Error::from).and_then(&mut show).err();
         failed.is_none() && !stream.stopped()
     })?;

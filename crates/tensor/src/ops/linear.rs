@@ -116,43 +116,10 @@ pub(crate) fn product<A: Element, B: Element, C: Element>(
     });
 }
 
-/// `y[t, n] = Σ_k x[t, k] · weight[n, k]` for few rows t, as decoding has them: shared out by rows of the
-/// weight, so that each thread reads its own part of it. `y` is overwritten.
-pub fn project(cpu: &Cpu, x: &[f32], weight: &[f32], inputs: usize, y: &mut [f32]) {
-    let rows = x.len() / inputs;
-    let outputs = weight.len() / inputs;
-    if rows > 2 * GRAIN {
-        let weights = MatrixRef::new(weight, outputs, inputs).transposed();
-        return product(cpu, MatrixRef::new(x, rows, inputs), weights, y, Store::Overwrite);
-    }
-    let ranges = cpu.ranges(outputs, 16);
-    if rows == 1 {
-        let pieces = rows_mut(y, 1, &ranges);
-        cpu.for_each(ranges.into_iter().zip(pieces).collect(), |(range, piece)| {
-            let weight = &weight[range.start * inputs..range.end * inputs];
-            strata_kernels::matvec::matvec(cpu.isa(), weight, x, piece);
-        });
-        return;
-    }
-    let mut transposed = vec![0.0; rows * outputs];
-    let pieces = rows_mut(&mut transposed, rows, &ranges);
-    cpu.for_each(ranges.into_iter().zip(pieces).collect(), |(range, piece)| {
-        let weight = MatrixRef::new(&weight[range.start * inputs..], range.len(), inputs);
-        let x = MatrixRef::new(x, rows, inputs).transposed();
-        matmul(cpu.isa(), weight, x, MatrixMut::new(piece, range.len(), rows), Store::Overwrite);
-    });
-    for (t, y) in y.chunks_exact_mut(outputs).enumerate() {
-        for (n, y) in y.iter_mut().enumerate() {
-            *y = transposed[n * rows + t];
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::ops::check;
-    use crate::{Isa, Layout, Parameters, random_values};
+    use crate::{Layout, Parameters, random_values};
 
     #[test]
     fn linear_and_residual_pass_the_gradient_check() {
@@ -170,34 +137,5 @@ mod tests {
             let hidden = tape.linear(x, first);
             tape.linear_residual(hidden, second, x)
         });
-    }
-
-    #[test]
-    fn projecting_few_rows_equals_the_plain_sum_for_every_row_count() {
-        for isa in Isa::available() {
-            for threads in [1, 2] {
-                let cpu = Cpu::new(isa, threads).unwrap();
-                let (inputs, outputs) = (37, 50);
-                let weight = random_values(1, inputs * outputs);
-                for rows in [1, 2, 7, 200] {
-                    let x = random_values(2, rows * inputs);
-                    let mut y = vec![9.0; rows * outputs];
-                    project(&cpu, &x, &weight, inputs, &mut y);
-                    for t in 0..rows {
-                        for n in 0..outputs {
-                            let expected: f64 = (0..inputs)
-                                .map(|k| x[t * inputs + k] as f64 * weight[n * inputs + k] as f64)
-                                .sum();
-                            let difference = (y[t * outputs + n] as f64 - expected).abs();
-                            // 37 products of magnitude one in f32.
-                            assert!(
-                                difference <= 1e-5,
-                                "{isa:?} {rows} rows at {t},{n}: off by {difference}"
-                            );
-                        }
-                    }
-                }
-            }
-        }
     }
 }

@@ -9,7 +9,6 @@ mod rms_norm;
 mod swiglu;
 
 pub use cross_entropy::Loss;
-pub use linear::project;
 
 #[cfg(test)]
 pub(crate) mod check;

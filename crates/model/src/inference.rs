@@ -1,0 +1,286 @@
+//! Decoding: the decoder applied to new tokens, with the keys and values of the old ones in a cache.
+//!
+//! What a token gives depends on its own sequence alone, to the bit: not on the other sequences of a step, nor on
+//! where a prompt was cut, nor on the number of threads. Every operation is either a matter of one row, or a
+//! product whose sums have one order for any number of rows.
+
+use crate::{Config, Decoder, ModelError};
+use std::sync::{Arc, Mutex, PoisonError};
+use strata_tensor::infer::{self, KeyValueCache, PackedWeight};
+use strata_tensor::{Cpu, Heads, RotaryTable};
+
+/// What a sequence carries from step to step: keys and values of every layer.
+#[derive(Clone, Debug)]
+pub struct State {
+    layers: Vec<KeyValueCache>,
+    length: usize,
+}
+
+impl State {
+    /// Number of tokens seen.
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Whether nothing was seen yet.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// Memory of the cached keys and values in bytes.
+    pub fn bytes(&self) -> usize {
+        self.layers.iter().map(KeyValueCache::bytes).sum()
+    }
+
+    /// A copy of what was known after the first `length` tokens, or after all where there are fewer.
+    pub fn prefix(&self, length: usize) -> State {
+        let length = length.min(self.length);
+        State { layers: self.layers.iter().map(|cache| cache.prefix(length)).collect(), length }
+    }
+
+    /// Forgets everything after the first `length` tokens.
+    pub fn truncate(&mut self, length: usize) {
+        if length < self.length {
+            self.layers.iter_mut().for_each(|cache| cache.truncate(length));
+            self.length = length;
+        }
+    }
+}
+
+/// One sequence of a step: its state and its new tokens, at least one.
+#[derive(Debug)]
+pub struct Input<'a> {
+    /// What the sequence has seen; the new tokens are added.
+    pub state: &'a mut State,
+    /// New tokens.
+    pub tokens: &'a [u32],
+}
+
+/// After which of the new tokens logits are wanted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Wanted {
+    /// After the last one of each sequence.
+    Last,
+    /// After every one.
+    All,
+}
+
+/// A decoder ready to decode: its weights packed for the instruction set, once.
+#[derive(Debug)]
+pub struct Inference {
+    config: Config,
+    heads: Heads,
+    rotary: Arc<RotaryTable>,
+    /// Rows of the embedding; `None` where the head has the same.
+    embedding: Option<Vec<f32>>,
+    blocks: Vec<Block>,
+    norm: Vec<f32>,
+    head: PackedWeight,
+    /// Buffers of earlier steps.
+    free: Mutex<Vec<Buffers>>,
+}
+
+#[derive(Debug)]
+struct Block {
+    attention_norm: Vec<f32>,
+    qkv: PackedWeight,
+    output: PackedWeight,
+    mlp_norm: Vec<f32>,
+    gate_up: PackedWeight,
+    down: PackedWeight,
+}
+
+/// Activations of a step.
+#[derive(Debug, Default)]
+struct Buffers {
+    x: Vec<f32>,
+    normed: Vec<f32>,
+    qkv: Vec<f32>,
+    attended: Vec<f32>,
+    gate_up: Vec<f32>,
+    gated: Vec<f32>,
+    delta: Vec<f32>,
+}
+
+impl Inference {
+    /// Packs the weights of `decoder`. Its own are given back one by one, so that they are never held twice.
+    pub fn new(decoder: Decoder, cpu: &Cpu) -> Inference {
+        let heads = decoder.heads();
+        let Decoder { config, mut parameters, embedding, blocks, norm, head, rotary } = decoder;
+        let (width, ffn) = (config.width, config.ffn);
+        // Last to first.
+        let untied =
+            (head != embedding).then(|| parameters.take_last(head, |weight| infer::pack(cpu, weight, width)));
+        let norm = parameters.take_last(norm, <[f32]>::to_vec);
+        let mut packed: Vec<Block> = Vec::with_capacity(blocks.len());
+        for block in blocks.into_iter().rev() {
+            let mut pack = |id, inputs| parameters.take_last(id, |weight| infer::pack(cpu, weight, inputs));
+            let down = pack(block.down, ffn);
+            let gate_up = pack(block.gate_up, width);
+            let mlp_norm = parameters.take_last(block.mlp_norm, <[f32]>::to_vec);
+            let mut pack = |id, inputs| parameters.take_last(id, |weight| infer::pack(cpu, weight, inputs));
+            let output = pack(block.output, heads.query_row());
+            let qkv = pack(block.qkv, width);
+            let attention_norm = parameters.take_last(block.attention_norm, <[f32]>::to_vec);
+            packed.push(Block { attention_norm, qkv, output, mlp_norm, gate_up, down });
+        }
+        packed.reverse();
+        let (embedding, head) = match untied {
+            Some(head) => (Some(parameters.take_last(embedding, <[f32]>::to_vec)), head),
+            None => (None, parameters.take_last(embedding, |weight| infer::pack(cpu, weight, width))),
+        };
+        Inference { config, heads, rotary, embedding, blocks: packed, norm, head, free: Mutex::default() }
+    }
+
+    /// The shape.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The state before any token.
+    pub fn new_state(&self) -> State {
+        let empty = KeyValueCache::new(self.head.isa(), self.heads);
+        State { layers: vec![empty; self.config.layers], length: 0 }
+    }
+
+    /// Reads the new tokens of several sequences at once. Returns logits, rows of `vocab_size`: one row per
+    /// sequence or one per new token, in the order of the inputs. The bits of a sequence's logits depend neither on
+    /// the others nor on the pieces in which it was read.
+    ///
+    /// # Errors
+    /// [`ModelError::Batch`] where a sequence has no new token, a token is outside the vocabulary, the context is
+    /// full, or a state is another model's. All states are then untouched.
+    pub fn step(&self, cpu: &Cpu, inputs: &mut [Input<'_>], wanted: Wanted) -> Result<Vec<f32>, ModelError> {
+        for input in inputs.iter() {
+            self.check(input)?;
+        }
+        let lock = || self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut buffers = lock().pop().unwrap_or_default();
+        let rows: usize = inputs.iter().map(|input| input.tokens.len()).sum();
+        let mut pass = || self.pass(cpu, inputs, wanted, &mut buffers);
+        let widest = self.config.ffn.max(self.config.vocab_size);
+        // Where no product is worth a second thread, the first is the caller's.
+        let logits =
+            if cpu.worth_sharing(rows * self.config.width * widest) { cpu.run(pass) } else { pass() };
+        lock().push(buffers);
+        Ok(logits)
+    }
+
+    fn pass(&self, cpu: &Cpu, inputs: &mut [Input<'_>], wanted: Wanted, buffers: &mut Buffers) -> Vec<f32> {
+        let Buffers { x, normed, qkv, attended, gate_up, gated, delta } = buffers;
+        let (config, heads) = (&self.config, self.heads);
+        let (width, row, query_row) = (config.width, heads.row(), heads.query_row());
+        let positions: Vec<usize> =
+            inputs.iter().flat_map(|i| i.state.length..i.state.length + i.tokens.len()).collect();
+        let mut rows = positions.len();
+        let x = sized(x, rows * width);
+        let tokens = inputs.iter().flat_map(|input| input.tokens);
+        for (x, &token) in x.chunks_exact_mut(width).zip(tokens) {
+            self.embed(token as usize, x);
+        }
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let x = &mut *x;
+            let normed_rows = sized(normed, rows * width);
+            infer::rms_norm(cpu, &x[..rows * width], &block.attention_norm, config.norm_epsilon, normed_rows);
+            let qkv = sized(qkv, rows * row);
+            infer::project(cpu, normed_rows, &block.qkv, qkv);
+            infer::rotate(cpu, heads, &self.rotary, &positions, qkv);
+            for (input, range) in ranges(inputs) {
+                let cache = &mut input.state.layers[layer];
+                for row in qkv[range.start * row..range.end * row].chunks_exact(row) {
+                    cache.push(&row[heads.key_start(0)..heads.value_start(0)], &row[heads.value_start(0)..]);
+                }
+            }
+            // Behind the last keys and values, only what is wanted is computed.
+            let last_only = wanted == Wanted::Last && layer + 1 == self.blocks.len();
+            if last_only {
+                for (i, (_, range)) in ranges(inputs).enumerate() {
+                    x.copy_within((range.end - 1) * width..range.end * width, i * width);
+                    qkv.copy_within((range.end - 1) * row..range.end * row, i * row);
+                }
+                rows = inputs.len();
+            }
+            let x = &mut x[..rows * width];
+            let cached = inputs.iter().map(|input| infer::Cached {
+                new: if last_only { 1 } else { input.tokens.len() },
+                cache: &input.state.layers[layer],
+            });
+            let attended = sized(attended, rows * query_row);
+            infer::attention(cpu, heads, &qkv[..rows * row], &cached.collect::<Vec<_>>(), attended);
+            let delta = sized(delta, rows * width);
+            infer::project(cpu, attended, &block.output, delta);
+            add(x, delta);
+            let normed = sized(normed, rows * width);
+            infer::rms_norm(cpu, x, &block.mlp_norm, config.norm_epsilon, normed);
+            let gate_up = sized(gate_up, rows * 2 * config.ffn);
+            infer::project(cpu, normed, &block.gate_up, gate_up);
+            let gated = sized(gated, rows * config.ffn);
+            infer::swiglu(cpu, gate_up, config.ffn, gated);
+            infer::project(cpu, gated, &block.down, delta);
+            add(x, delta);
+        }
+        for input in inputs.iter_mut() {
+            input.state.length += input.tokens.len();
+        }
+        let normed = sized(normed, rows * width);
+        infer::rms_norm(cpu, &x[..rows * width], &self.norm, config.norm_epsilon, normed);
+        let mut logits = vec![0.0; rows * config.vocab_size];
+        infer::project(cpu, normed, &self.head, &mut logits);
+        logits
+    }
+
+    fn embed(&self, token: usize, x: &mut [f32]) {
+        match &self.embedding {
+            Some(table) => x.copy_from_slice(&table[token * x.len()..][..x.len()]),
+            None => self.head.read_row(token, x),
+        }
+    }
+
+    fn check(&self, input: &Input<'_>) -> Result<(), ModelError> {
+        let fail = |reason: String| Err(ModelError::Batch(reason));
+        if input.tokens.is_empty() {
+            return fail("a sequence without a new token".into());
+        }
+        let layers = &input.state.layers;
+        if layers.len() != self.config.layers
+            || layers.iter().any(|cache| !cache.fits(self.head.isa(), self.heads))
+        {
+            return fail("a state of another model; begin with this model's `new_state`".into());
+        }
+        let vocabulary = self.config.vocab_size;
+        if let Some(token) = input.tokens.iter().find(|&&t| t as usize >= vocabulary) {
+            return fail(format!("token {token} is outside the model's vocabulary of {vocabulary}"));
+        }
+        let (length, limit) = (input.state.length + input.tokens.len(), self.config.max_positions);
+        if length > limit {
+            return fail(format!("{length} tokens are more than the model's context of {limit}"));
+        }
+        Ok(())
+    }
+}
+
+/// Every input with the rows of its tokens.
+fn ranges<'a, 'b>(
+    inputs: &'a mut [Input<'b>],
+) -> impl Iterator<Item = (&'a mut Input<'b>, std::ops::Range<usize>)> {
+    let mut end = 0;
+    inputs.iter_mut().map(move |input| {
+        let start = end;
+        end += input.tokens.len();
+        (input, start..end)
+    })
+}
+
+/// The first `length` elements of a buffer, which grows where it has fewer.
+fn sized(buffer: &mut Vec<f32>, length: usize) -> &mut [f32] {
+    if buffer.len() < length {
+        buffer.resize(length, 0.0);
+    }
+    &mut buffer[..length]
+}
+
+fn add(x: &mut [f32], delta: &[f32]) {
+    for (x, d) in x.iter_mut().zip(delta) {
+        *x += d;
+    }
+}

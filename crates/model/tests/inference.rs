@@ -1,0 +1,146 @@
+//! What a sequence gives does not depend on the company it is read in.
+
+use strata_model::{Config, Decoder, Inference, Input, ModelError, Wanted};
+use strata_tensor::{Cpu, Isa};
+
+fn config(tied: bool) -> Config {
+    Config {
+        vocab_size: 203,
+        width: 48,
+        layers: 2,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 12,
+        ffn: 100,
+        max_positions: 128,
+        norm_epsilon: 1e-5,
+        rope_theta: 10000.0,
+        rope_scaling: None,
+        tied,
+        bos: None,
+        eos: vec![],
+    }
+}
+
+fn inference(tied: bool, cpu: &Cpu) -> Inference {
+    Inference::new(Decoder::new(&config(tied), 7).unwrap(), cpu)
+}
+
+/// Numbers that look random, the same in every run.
+fn numbers(seed: u64) -> impl Iterator<Item = usize> {
+    std::iter::successors(Some(seed), |state| {
+        Some(state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407))
+    })
+    .skip(1)
+    .map(|state| (state >> 33) as usize)
+}
+
+fn prompt(seed: u64, length: usize) -> Vec<u32> {
+    numbers(seed).map(|n| (n % 203) as u32).take(length).collect()
+}
+
+fn bits(logits: &[f32]) -> Vec<u32> {
+    assert!(logits.iter().all(|l| l.is_finite()));
+    logits.iter().map(|l| l.to_bits()).collect()
+}
+
+/// Logits after every token, read one by one and alone.
+fn alone(model: &Inference, cpu: &Cpu, tokens: &[u32]) -> Vec<u32> {
+    let mut state = model.new_state();
+    let step = |token| {
+        let mut input = [Input { state: &mut state, tokens: std::slice::from_ref(token) }];
+        bits(&model.step(cpu, &mut input, Wanted::Last).unwrap())
+    };
+    tokens.iter().flat_map(step).collect()
+}
+
+#[test]
+fn logits_have_the_same_bits_alone_in_ragged_batches_and_for_any_pieces_and_threads() {
+    for isa in Isa::available() {
+        for tied in [false, true] {
+            let one = Cpu::new(isa, 1).unwrap();
+            let model = inference(tied, &one);
+            let prompts: Vec<Vec<u32>> = (0..17).map(|i| prompt(i, 20 + 5 * i as usize)).collect();
+            let expected: Vec<Vec<u32>> = prompts.iter().map(|tokens| alone(&model, &one, tokens)).collect();
+            for (threads, wanted) in [(1, Wanted::All), (2, Wanted::All), (3, Wanted::Last)] {
+                let cpu = Cpu::new(isa, threads).unwrap();
+                let mut random = numbers(threads as u64);
+                let mut states: Vec<_> = prompts.iter().map(|_| model.new_state()).collect();
+                loop {
+                    // Every sequence that has tokens left brings some, or rests.
+                    let mut inputs = Vec::new();
+                    let mut at = Vec::new();
+                    for (i, (state, tokens)) in states.iter_mut().zip(&prompts).enumerate() {
+                        let (start, choice) = (state.len(), random.next().unwrap());
+                        let longest = if choice % 3 == 0 { 40 } else { 1 };
+                        let end = tokens.len().min(start + 1 + choice / 8 % longest);
+                        if start < end && choice % 5 != 0 {
+                            inputs.push(Input { state, tokens: &tokens[start..end] });
+                            at.push((i, start..end));
+                        }
+                    }
+                    let logits = model.step(&cpu, &mut inputs, wanted).unwrap();
+                    let mut rows = logits.chunks(203);
+                    for (i, range) in at {
+                        let read = if wanted == Wanted::All { range } else { range.end - 1..range.end };
+                        for position in read {
+                            let expected = &expected[i][position * 203..][..203];
+                            let got = bits(rows.next().unwrap());
+                            assert!(
+                                got == expected,
+                                "{isa:?}: sequence {i} at {position}, {threads} threads"
+                            );
+                        }
+                    }
+                    assert!(rows.next().is_none());
+                    if states.iter().zip(&prompts).all(|(state, tokens)| state.len() == tokens.len()) {
+                        break;
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_cut_state_goes_on_as_if_the_rest_had_never_been_read() {
+    let cpu = Cpu::new(Isa::best(), 1).unwrap();
+    let model = inference(true, &cpu);
+    let tokens = prompt(3, 50);
+    let mut state = model.new_state();
+    model.step(&cpu, &mut [Input { state: &mut state, tokens: &tokens }], Wanted::Last).unwrap();
+    let mut copy = state.clone();
+    // Two layers of 50 keys and values of 24 elements of four bytes, at least.
+    assert!(copy.bytes() >= 2 * 2 * 50 * 24 * 4);
+    for cut in [40, 33, 32, 1] {
+        let mut prefix = state.prefix(cut);
+        assert!(prefix.bytes() <= copy.bytes());
+        copy.truncate(cut);
+        for state in [&mut copy, &mut prefix] {
+            assert_eq!(state.len(), cut);
+            let mut input = [Input { state, tokens: &tokens[cut..] }];
+            let logits = bits(&model.step(&cpu, &mut input, Wanted::Last).unwrap());
+            assert!(logits == alone(&model, &cpu, &tokens)[49 * 203..], "cut at {cut}");
+        }
+    }
+}
+
+#[test]
+fn a_step_reads_all_of_its_sequences_or_none() {
+    let cpu = Cpu::new(Isa::best(), 1).unwrap();
+    let model = inference(false, &cpu);
+    let other = Inference::new(Decoder::new(&Config { layers: 3, ..config(false) }, 1).unwrap(), &cpu);
+    let (mut good, mut bad, mut foreign) = (model.new_state(), model.new_state(), other.new_state());
+    let good_tokens = [1, 2, 3];
+    for tokens in [&[][..], &[5, 203], &[0; 129]] {
+        let mut inputs =
+            [Input { state: &mut good, tokens: &good_tokens }, Input { state: &mut bad, tokens }];
+        let result = model.step(&cpu, &mut inputs, Wanted::Last);
+        assert!(matches!(result, Err(ModelError::Batch(_))), "{result:?}");
+        assert!(good.is_empty() && bad.is_empty());
+    }
+    let mut inputs = [Input { state: &mut foreign, tokens: &good_tokens }];
+    let message = model.step(&cpu, &mut inputs, Wanted::Last).unwrap_err().to_string();
+    assert!(message.contains("another model"), "{message}");
+    assert!(model.step(&cpu, &mut [], Wanted::All).unwrap().is_empty());
+}
