@@ -199,7 +199,7 @@ def test_the_message_goes_back_as_typed_objects_and_with_parts(co, model):
 
 def test_options_of_none_are_as_if_absent(co, model):
     names = (
-        "tools strict_tools documents citation_options response_format safety_mode max_tokens stop_sequences "
+        "tools strict_tools documents citation_options safety_mode max_tokens stop_sequences "
         "seed frequency_penalty presence_penalty k p logprobs tool_choice thinking priority"
     )
     given = co.chat(model=model, messages=HELLO, temperature=0, **dict.fromkeys(names.split()))
@@ -356,7 +356,7 @@ def test_version_1_options_of_none_are_as_if_absent(co1, model):
     names = (
         "preamble chat_history conversation_id prompt_truncation connectors search_queries_only documents "
         "citation_quality max_tokens max_input_tokens k p seed stop_sequences frequency_penalty "
-        "presence_penalty raw_prompting tools tool_results force_single_step response_format safety_mode"
+        "presence_penalty raw_prompting tools tool_results force_single_step safety_mode"
     )
     given = co1.chat(message="Hello", model=model, temperature=0, **dict.fromkeys(names.split()))
     assert given.text == co1.chat(message="Hello", model=model, temperature=0).text
