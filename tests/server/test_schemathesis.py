@@ -30,7 +30,6 @@ CHECKS = [
     checks.not_a_server_error,
     openapi_checks.status_code_conformance,
     openapi_checks.content_type_conformance,
-    openapi_checks.response_schema_conformance,
 ]
 
 
@@ -56,10 +55,14 @@ def test_every_request_is_answered_as_described(operations, models, label):
     )
     def ask(case, model) -> None:
         # Of a made-up name there is no model, and most requests would be refused for that alone.
-        if model and isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
-            case.body["model"] = model
+        for named in (case.body, case.path_parameters):
+            if model and isinstance(named, dict) and isinstance(named.get("model"), str):
+                named["model"] = model
         # A broken connection raises here.
         response = case.call(timeout=PATIENCE)
-        case.validate_response(response, checks=CHECKS)
+        # Of streams, the description tells the parts and not the whole.
+        streamed = "stream" in response.headers["content-type"][0]
+        schemas = [] if streamed else [openapi_checks.response_schema_conformance]
+        case.validate_response(response, checks=[*CHECKS, *schemas])
 
     ask()
