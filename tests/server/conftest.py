@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cohere
@@ -34,17 +34,34 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 @pytest.fixture(scope="session")
-def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """A server that wants keys: `free`, `slow` (2 requests a minute), `brisk` (60)."""
-    binary, home = environment("STRATA_BIN"), environment("STRATA_HOME")
-    if not (binary and home):
-        pytest.skip("NO SERVER WITH KEYS: set STRATA_BIN (the program) and STRATA_HOME (with models)")
-    own = tmp_path_factory.mktemp("home")
-    (own / "models").symlink_to(Path(home).resolve() / "models")
+def binary() -> str:
+    """The program, for tests that start a server of their own."""
+    if not (environment("STRATA_BIN") and environment("STRATA_HOME")):
+        pytest.skip("NO PROGRAM: set STRATA_BIN (the program) and STRATA_HOME (with models)")
+    return os.environ["STRATA_BIN"]
+
+
+@pytest.fixture(scope="session")
+def homes(binary: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    """Makes home folders with the models of `STRATA_HOME` and nothing else."""
+
+    def make() -> Path:
+        home = tmp_path_factory.mktemp("home")
+        (home / "models").symlink_to(Path(os.environ["STRATA_HOME"]).resolve() / "models")
+        return home
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def keyed(binary: str, homes: Callable[[], Path]) -> Iterator[Running]:
+    """A server that wants keys: `free`, `slow` (2 requests a minute), `brisk` (60), `sparing` (10 tokens)."""
+    own = homes()
     keys = {
         "free": running.create_key(binary, own, "free"),
         "slow": running.create_key(binary, own, "slow", "--requests-per-minute", "2"),
         "brisk": running.create_key(binary, own, "brisk", "--requests-per-minute", "60"),
+        "sparing": running.create_key(binary, own, "sparing", "--tokens-per-minute", "10"),
     }
     server = running.start(binary, own, own / "log")
     server.keys = keys
@@ -59,7 +76,7 @@ def the_server_lives_on(request: pytest.FixtureRequest) -> Iterator[None]:
     servers: list[Running] = [request.getfixturevalue(name) for name in names]
     before = [server.panics() for server in servers]
     yield
-    for server, panics in zip(servers, before):
+    for server, panics in zip(servers, before, strict=True):
         assert server.process is None or server.process.poll() is None, "the server has ended"
         assert server.panics() == panics, f"the server panicked; see {server.log}"
 
@@ -72,7 +89,9 @@ def models(server: Running) -> list[str]:
 @pytest.fixture(scope="session")
 def model(models: list[str]) -> str:
     """A model for conversations."""
-    return environment("STRATA_MODEL") or next((name for name in models if name.endswith("-dialogue")), models[0])
+    return environment("STRATA_MODEL") or next(
+        (name for name in models if name.endswith("-dialogue")), models[0]
+    )
 
 
 @pytest.fixture(scope="session")
@@ -96,7 +115,9 @@ def client(server: Running) -> openai.OpenAI:
 
 @pytest.fixture
 def async_client(server: Running) -> openai.AsyncOpenAI:
-    return openai.AsyncOpenAI(base_url=server.url + "/v1", api_key="any", max_retries=0, timeout=running.PATIENCE)
+    return openai.AsyncOpenAI(
+        base_url=server.url + "/v1", api_key="any", max_retries=0, timeout=running.PATIENCE
+    )
 
 
 @pytest.fixture(scope="session")

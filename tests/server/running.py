@@ -83,7 +83,9 @@ def start(binary: str, home: Path, log: Path, *arguments: str) -> Running:
     environment = {**os.environ, "STRATA_HOME": str(home)}
     with log.open("wb") as file:
         command = [binary, "serve", "--port", "0", *arguments]
-        process = subprocess.Popen(command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, env=environment)
+        process = subprocess.Popen(
+            command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, env=environment
+        )
     until = time.monotonic() + PATIENCE
     while time.monotonic() < until:
         if process.poll() is not None:
@@ -106,7 +108,12 @@ def ready(url: str) -> bool:
 
 def create_key(binary: str, home: Path, name: str, *arguments: str) -> str:
     """Makes a key and returns its secret."""
-    command = [binary, "keys", "create", name, *arguments, "--json"]
+    return keys(binary, home, "create", name, *arguments)["key"]
+
+
+def keys(binary: str, home: Path, *arguments: str) -> dict:
+    """What `strata keys` says, as JSON."""
+    command = [binary, "keys", *arguments, "--json"]
     environment = {**os.environ, "STRATA_HOME": str(home)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
-    return json.loads(done.stdout)["key"]
+    return json.loads(done.stdout)

@@ -1,7 +1,7 @@
 """Asks a server very many things at once, good and bad, and breaks some off; reports what came of it as JSON.
 
-Ends with 1 where a good request failed, a bad one was not refused, a place in the batch was not given back, or the
-server's memory grew more than it may.
+Ends with 1 where a good request failed, a bad one was not refused, a place in the batch was not given back, or
+the server's memory grew more than it may.
 """
 
 from __future__ import annotations
@@ -24,10 +24,28 @@ import running
 from running import Running
 
 GROWTH_BYTES = 96 << 20
-"""How much the server's memory may grow after the warm-up: the cache of keys and values (32 MiB in a server that is
-started here), the second and third model where the warm-up did not need them, and what the allocator keeps."""
+"""How much the server's memory may grow after the warm-up: three models' caches of keys and values (32 MiB each
+in a server that is started here)."""
 
-WORDS = "the city water land people house river music city long small blue many come give find know".split()
+WORDS = [
+    "the",
+    "city",
+    "water",
+    "land",
+    "people",
+    "house",
+    "river",
+    "music",
+    "city",
+    "long",
+    "small",
+    "blue",
+    "many",
+    "come",
+    "give",
+    "find",
+    "know",
+]
 SCHEMA = {
     "type": "object",
     "properties": {"name": {"type": "string", "maxLength": 8}, "ok": {"type": "boolean"}},
@@ -125,7 +143,11 @@ class Mix:
         form = {"type": "json_schema", "json_schema": {"name": "form", "schema": SCHEMA}}
         tools = {"tools": [FUNCTION], "max_tokens": 100}
         yield "/v1/chat/completions", {"messages": talk, "n": chance.choice([1, 1, 3]), **short}, "[DONE]"
-        yield "/v1/chat/completions", {"messages": talk, "logprobs": True, "top_logprobs": 3, **short}, "[DONE]"
+        yield (
+            "/v1/chat/completions",
+            {"messages": talk, "logprobs": True, "top_logprobs": 3, **short},
+            "[DONE]",
+        )
         yield "/v1/chat/completions", {"messages": talk, "response_format": form, "max_tokens": 60}, "[DONE]"
         yield "/v1/chat/completions", {"messages": talk, "tool_choice": "required", **tools}, "[DONE]"
         yield "/v2/chat", {"messages": talk, "stop_sequences": ["e"], **short}, "message-end"
@@ -213,7 +235,9 @@ async def serve(connection: Connection, request: Request, tally: Tally) -> None:
             raise Violation(f"{request.name}: expected {request.status}, got {status}: {content[:300]!r}")
         if request.pieces is None:
             check(request, content, headers)
-        tally.counts["broken off" if request.pieces is not None else "bad" if request.name == "bad" else "good"] += 1
+        tally.counts[
+            "broken off" if request.pieces is not None else "bad" if request.name == "bad" else "good"
+        ] += 1
         return
 
 
@@ -243,7 +267,9 @@ async def worker(numbers: Iterator[int], mix: Mix, address: tuple[str, int], tal
             # A connection that is reset because its own request was broken off is as it should be.
             if isinstance(problem, Violation) or (request.cut is None and request.pieces is None):
                 tally.counts["failed"] += 1
-                tally.violations.append(f"request {number}, {request.name}: {type(problem).__name__} {problem}")
+                tally.violations.append(
+                    f"request {number}, {request.name}: {type(problem).__name__} {problem}"
+                )
     connection.close()
 
 
@@ -251,7 +277,9 @@ def countdown(first: int) -> Iterator[int]:
     yield from range(first - 1, -1, -1)
 
 
-async def ask_all(server: Running, models: list[str], requests: int, connections: int, seed: int, tally: Tally) -> None:
+async def ask_all(
+    server: Running, models: list[str], requests: int, connections: int, seed: int, tally: Tally
+) -> None:
     parts = urlsplit(server.url)
     numbers = countdown(requests)
     mix = Mix(models, seed)
@@ -312,7 +340,9 @@ def main() -> int:
             finally:
                 server.stop()
     print(json.dumps(report, indent=2))
-    return 1 if report["violations"] or report["failed"] or report["busy at the end"] or report["panics"] else 0
+    return (
+        1 if report["violations"] or report["failed"] or report["busy at the end"] or report["panics"] else 0
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Requests that no client of good will sends: each gets an answer that says what is wrong, and the next one is served."""
+"""Requests that no client of good will sends: each is told what is wrong, and the next one is served."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ def bodies(model: str) -> dict[str, dict]:
                 {
                     "role": "assistant",
                     "content": None,
-                    "tool_calls": [{"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+                    "tool_calls": [
+                        {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+                    ],
                 },
                 {"role": "tool", "tool_call_id": "a", "content": "good"},
             ],
@@ -124,7 +126,9 @@ def good(server: Running, model: str) -> None:
     assert answer.json()["usage"]["completion_tokens"] in (1, 2)
 
 
-def check_error(answer: httpx.Response, status: int, param: str | None = None, code: str | None = None) -> None:
+def check_error(
+    answer: httpx.Response, status: int, param: str | None = None, code: str | None = None
+) -> None:
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/json"
     body = answer.json()
@@ -224,7 +228,22 @@ def with_other(value: dict, path: tuple, other: object) -> dict:
 
 # Where a field is wrong only beside another one, that one may be named.
 BESIDE = {"logprobs": "top_logprobs", "n": "best_of"}
-WRONG = [None, True, -1, 1.5, 10**30, "", "x", "\U0001f600 \u0000", [], [[]], [None], {}, {"": {}}, "y" * 2000]
+WRONG = [
+    None,
+    True,
+    -1,
+    1.5,
+    10**30,
+    "",
+    "x",
+    "\U0001f600 \u0000",
+    [],
+    [[]],
+    [None],
+    {},
+    {"": {}},
+    "y" * 2000,
+]
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -281,7 +300,14 @@ def test_a_number_of_tokens_is_capped_or_refused_by_name(server, model, path):
     ],
 )
 def test_extreme_numbers_give_answers_with_numbers(server, model, options):
-    body = {"model": model, "messages": HELLO, "max_tokens": 8, "logprobs": True, "top_logprobs": 20, **options}
+    body = {
+        "model": model,
+        "messages": HELLO,
+        "max_tokens": 8,
+        "logprobs": True,
+        "top_logprobs": 20,
+        **options,
+    }
     answer = server.post("/v1/chat/completions", body)
     assert answer.status_code == 200, answer.text
     for token in answer.json()["choices"][0]["logprobs"]["content"]:
@@ -345,7 +371,9 @@ def test_a_body_that_is_too_large_is_refused(server, model):
 # ---- paths, methods, headers
 
 
-@pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded", "application/jsonp", "\u00ff"])
+@pytest.mark.parametrize(
+    "kind", [None, "text/plain", "application/x-www-form-urlencoded", "application/jsonp", "\u00ff"]
+)
 def test_another_content_type_is_refused(server, model, kind):
     body = json.dumps({"model": model, "messages": HELLO}).encode()
     headers = {} if kind is None else {"content-type": kind.encode("latin-1")}
@@ -394,13 +422,18 @@ def test_another_method_is_refused_in_json(server):
 
 
 def test_a_head_has_no_body(server, model):
-    for path, status in (("/v1/models", 200), (f"/v1/models/{model}", 200), ("/v2/chat", 405), ("/nothing", 404)):
+    for path, status in (
+        ("/v1/models", 200),
+        (f"/v1/models/{model}", 200),
+        ("/v2/chat", 405),
+        ("/nothing", 404),
+    ):
         answer = httpx.head(server.url + path, timeout=PATIENCE)
         assert (answer.status_code, answer.content) == (status, b"")
 
 
 def test_no_other_origin_is_let_in(server):
-    # Without these headers in an answer, browsers keep pages of other origins from reading it and from posting JSON.
+    # Without these headers, browsers keep pages of other origins from reading answers and from posting JSON.
     headers = {"origin": "http://evil.example", "access-control-request-method": "POST"}
     for method, path in (("OPTIONS", "/v1/chat/completions"), ("GET", "/v1/models")):
         answer = httpx.request(method, server.url + path, headers=headers, timeout=PATIENCE)
@@ -408,7 +441,15 @@ def test_no_other_origin_is_let_in(server):
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "localhost.evil.example", "evil@localhost:x", ""]
+    "host",
+    [
+        "evil.example",
+        "evil.example:80",
+        "127.0.0.1.evil.example",
+        "localhost.evil.example",
+        "evil@localhost:x",
+        "",
+    ],
 )
 def test_without_keys_another_host_is_forbidden(server, host):
     if server.process is None:
@@ -424,7 +465,12 @@ def test_without_keys_this_machine_is_served_by_all_its_names(server):
 
 
 def test_with_keys_a_request_without_one_is_refused(keyed, model):
-    for headers in ({}, {"authorization": "Basic abc"}, {"authorization": "Bearer"}, {"authorization": "Bearer x"}):
+    for headers in (
+        {},
+        {"authorization": "Basic abc"},
+        {"authorization": "Bearer"},
+        {"authorization": "Bearer x"},
+    ):
         for path, body in bodies(model).items():
             answer = httpx.post(keyed.url + path, json=body, headers=headers, timeout=PATIENCE)
             check_error(answer, 401, code="invalid_api_key")
@@ -434,7 +480,16 @@ def test_with_keys_a_request_without_one_is_refused(keyed, model):
 
 
 @pytest.mark.parametrize(
-    "query", ["page_size=0", "page_size=-1", "page_size=x", "page_size=1e9", "page_size=nan", "page_token=x", "page_token=99"]
+    "query",
+    [
+        "page_size=0",
+        "page_size=-1",
+        "page_size=x",
+        "page_size=1e9",
+        "page_size=nan",
+        "page_token=x",
+        "page_token=99",
+    ],
 )
 def test_a_wrong_page_is_refused(server, query):
     check_error(server.get("/v1/models?" + query), 400)
@@ -452,11 +507,15 @@ def connect(server: Running) -> socket.socket:
     return socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE)
 
 
-def exchange(server: Running, line: bytes, *headers: bytes, host: str | None = None) -> tuple[int, dict, bytes]:
+def exchange(
+    server: Running, line: bytes, *headers: bytes, host: str | None = None
+) -> tuple[int, dict, bytes]:
     """Sends a request as it is, and reads the answer."""
     host = f"127.0.0.1:{server.port}" if host is None else host
     with connect(server) as link:
-        link.sendall(b"\r\n".join([line, b"Host: " + host.encode(), b"Connection: close", *headers, b"", b""]))
+        link.sendall(
+            b"\r\n".join([line, b"Host: " + host.encode(), b"Connection: close", *headers, b"", b""])
+        )
         answer = http.client.HTTPResponse(link, method=line.split()[0].decode())
         answer.begin()
         return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
@@ -476,7 +535,9 @@ def break_off(link: socket.socket) -> None:
 
 @pytest.mark.parametrize("polite", [True, False])
 def test_a_request_may_break_off_at_any_byte(server, model, polite):
-    request = request_bytes(server, "/v1/chat/completions", {"model": model, "messages": HELLO, "stream": True})
+    request = request_bytes(
+        server, "/v1/chat/completions", {"model": model, "messages": HELLO, "stream": True}
+    )
     for end in range(0, len(request) + 7, 7):
         link = connect(server)
         link.sendall(request[:end])
@@ -551,7 +612,9 @@ def test_requests_may_be_sent_before_answers_are_read(server, model):
 
 
 def test_a_client_that_asks_before_it_sends_is_told_to_go_on(server, model):
-    head, body = request_bytes(server, "/v1/tokenize", {"model": model, "text": "Hello"}).split(b"\r\n\r\n", 1)
+    head, body = request_bytes(server, "/v1/tokenize", {"model": model, "text": "Hello"}).split(
+        b"\r\n\r\n", 1
+    )
     with connect(server) as link:
         link.sendall(head + b"\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n")
         assert link.recv(4096).startswith(b"HTTP/1.1 100")

@@ -39,7 +39,9 @@ KINDS = {
     "logprobs": {"logprobs": True, "max_tokens": 6},
     "json": {"response_format": {"type": "json_object", "json_schema": SCHEMA}},
     "tool": {"tools": [TOOL], "tool_choice": "REQUIRED"},
-    "documents": {"documents": ["The sky is blue.", {"id": "b", "data": {"title": "Sea", "text": "It is deep."}}]},
+    "documents": {
+        "documents": ["The sky is blue.", {"id": "b", "data": {"title": "Sea", "text": "It is deep."}}]
+    },
 }
 
 
@@ -106,7 +108,9 @@ def test_a_stream_says_what_the_whole_answer_says(co, model, kind):
     text = "".join(event.delta.message.content.text for event in events if event.type == "content-delta")
     assert text == text_of(whole)
     called = [
-        event.delta.message.tool_calls.function.arguments for event in events if event.type == "tool-call-delta"
+        event.delta.message.tool_calls.function.arguments
+        for event in events
+        if event.type == "tool-call-delta"
     ]
     assert "".join(called) == "".join(call.function.arguments for call in whole.message.tool_calls or [])
     assert events[-1].delta.finish_reason == whole.finish_reason
@@ -120,7 +124,9 @@ def test_log_probabilities_have_tokens_and_add_up_to_the_text(co, model):
     for item in answer.logprobs:
         assert len(item.token_ids) == len(item.logprobs) == 1 and -9999 <= item.logprobs[0] <= 0
     stream = co.chat_stream(model=model, messages=HELLO, temperature=0, max_tokens=6, logprobs=True)
-    streamed = [event.logprobs.token_ids for event in stream if event.type == "content-delta" and event.logprobs]
+    streamed = [
+        event.logprobs.token_ids for event in stream if event.type == "content-delta" and event.logprobs
+    ]
     assert streamed == [item.token_ids for item in answer.logprobs]
 
 
@@ -178,7 +184,9 @@ def test_documents_are_read(co, model):
 
 
 def test_the_message_goes_back_as_it_came(co, model):
-    messages = [{"role": "user", "content": "Please tell me about the city, the water and the weather of it."}]
+    messages = [
+        {"role": "user", "content": "Please tell me about the city, the water and the weather of it."}
+    ]
     for _ in range(3):
         answer = co.chat(model=model, messages=messages, max_tokens=20)
         messages += [answer.message, {"role": "user", "content": "And then?"}]
@@ -191,7 +199,9 @@ def test_the_message_goes_back_as_typed_objects_and_with_parts(co, model):
         cohere.SystemChatMessageV2(content="Be brief."),
         cohere.UserChatMessageV2(content=[cohere.TextContent(text="Hello")]),
         cohere.AssistantChatMessageV2(content=None, tool_plan="I will look."),
-        cohere.AssistantChatMessageV2(content=[{"type": "thinking", "thinking": "so"}, {"type": "text", "text": "Hi"}]),
+        cohere.AssistantChatMessageV2(
+            content=[{"type": "thinking", "thinking": "so"}, {"type": "text", "text": "Hi"}]
+        ),
         cohere.UserChatMessageV2(content="And?"),
     ]
     assert co.chat(model=model, messages=messages, max_tokens=5).message.role == "assistant"
@@ -260,6 +270,20 @@ def test_any_characters_can_be_said(co, co1, model, text):
     events = list(co1.chat_stream(model=model, message=text, max_tokens=5))
     # The line of the last event holds what was said, line ends and all.
     assert events[-1].response.chat_history[0].message == text
+
+
+@pytest.mark.parametrize(
+    "said", ["🎉 日本 é", "a\u2028b\u2029c\u0085d", "a\x0bb\x0cc\x1cd\x1de\x1ef", '"\\\\\n\r\t/']
+)
+def test_any_characters_come_through_a_stream(co, co1, model, said):
+    wanted = {"type": "object", "properties": {"said": {"const": said}}, "required": ["said"]}
+    form = {"type": "json_object", "schema": {**wanted, "additionalProperties": False}}
+    events = co.chat_stream(model=model, messages=HELLO, response_format=form)
+    text = "".join(event.delta.message.content.text for event in events if event.type == "content-delta")
+    assert json.loads(text) == {"said": said}
+    events = co1.chat_stream(model=model, message="Hello", response_format=form)
+    text = "".join(event.text for event in events if event.event_type == "text-generation")
+    assert json.loads(text) == {"said": said}
 
 
 # ---- chat, version 1
@@ -378,7 +402,13 @@ def test_version_2_clients_continue_texts_too(co, base):
 
 
 def test_a_continuation_is_streamed(co1, base):
-    options = {"prompt": "Once there was", "model": base, "max_tokens": 8, "temperature": 0, "num_generations": 2}
+    options = {
+        "prompt": "Once there was",
+        "model": base,
+        "max_tokens": 8,
+        "temperature": 0,
+        "num_generations": 2,
+    }
     whole = co1.generate(**options)
     *events, last = co1.generate_stream(**options)
     assert {event.event_type for event in events} == {"text-generation"} and last.event_type == "stream-end"
@@ -439,7 +469,9 @@ def test_generate_options_of_none_are_as_if_absent(co1, base):
 # ---- tokens
 
 
-@pytest.mark.parametrize("text", ["Hello", "the water and the land", "Grüße 🎉 日本語\n\t\u2028\u0000", "<|user|>"])
+@pytest.mark.parametrize(
+    "text", ["Hello", "the water and the land", "Grüße 🎉 日本語\n\t\u2028\u0000", "<|user|>"]
+)
 def test_tokens_become_the_same_text_again(co1, model, text):
     cut = co1.tokenize(text=text, model=model, offline=False)
     assert cut.tokens and len(cut.tokens) == len(cut.token_strings)
@@ -626,7 +658,9 @@ def test_a_request_by_another_name_is_forbidden(server: Running, model):
         pytest.skip("a server that is given may have keys")
     http = httpx.Client(headers={"Host": "evil.example"}, timeout=PATIENCE)
     with pytest.raises(cohere.ForbiddenError):
-        cohere.ClientV2(api_key="any", base_url=server.url, httpx_client=http).chat(model=model, messages=HELLO)
+        cohere.ClientV2(api_key="any", base_url=server.url, httpx_client=http).chat(
+            model=model, messages=HELLO
+        )
 
 
 # ---- connections

@@ -105,7 +105,9 @@ def test_the_async_client_gets_the_same(client, async_client, model):
         stream = await async_client.chat.completions.create(
             model=model, messages=HELLO, temperature=0, stream=True
         )
-        return answer.choices[0].message.content, "".join([c.choices[0].delta.content or "" async for c in stream])
+        return answer.choices[0].message.content, "".join(
+            [c.choices[0].delta.content or "" async for c in stream]
+        )
 
     assert asyncio.run(ask()) == (whole.choices[0].message.content,) * 2
 
@@ -227,7 +229,9 @@ def test_log_probabilities_are_streamed_too(client, model):
 
 
 def test_without_asking_there_are_no_log_probabilities(client, model):
-    assert client.chat.completions.create(model=model, messages=HELLO, max_tokens=2).choices[0].logprobs is None
+    assert (
+        client.chat.completions.create(model=model, messages=HELLO, max_tokens=2).choices[0].logprobs is None
+    )
 
 
 def test_a_bias_forces_a_token(client, model, token):
@@ -250,7 +254,9 @@ def test_a_bias_forbids_a_token(client, model):
     number = cohere_token(client, model, first.token)
     if number is None:
         pytest.skip("the first token is not one token of its own text")
-    other = client.chat.completions.create(**options, logit_bias={str(number): -100}).choices[0].logprobs.content
+    other = (
+        client.chat.completions.create(**options, logit_bias={str(number): -100}).choices[0].logprobs.content
+    )
     assert not other or other[0].bytes != first.bytes
 
 
@@ -291,7 +297,9 @@ def test_a_developer_is_a_system(client, model):
     assert answers[0].usage.prompt_tokens == answers[1].usage.prompt_tokens
 
 
-@pytest.mark.parametrize("text", ["Grüße 🎉👩‍👩‍👧 日本語 \u2028 \u0000 \ufeff", "\U0010ffff" * 20, "a\r\n\tb", " "])
+@pytest.mark.parametrize(
+    "text", ["Grüße 🎉👩‍👩‍👧 日本語 \u2028 \u0000 \ufeff", "\U0010ffff" * 20, "a\r\n\tb", " "]
+)
 def test_any_characters_can_be_said(client, model, text):
     answer = client.chat.completions.create(
         model=model, messages=[{"role": "user", "content": text}], max_tokens=5
@@ -308,7 +316,9 @@ def test_special_tokens_in_a_text_are_only_text(client, model):
 
 
 def test_the_second_turn_finds_the_first_in_the_cache(client, model):
-    messages = [{"role": "user", "content": f"Please tell me about the city, the water and number {time.time_ns()}."}]
+    messages = [
+        {"role": "user", "content": f"Please tell me about the city, the water and number {time.time_ns()}."}
+    ]
     first = client.chat.completions.create(model=model, messages=messages, max_tokens=20)
     messages += [first.choices[0].message, {"role": "user", "content": "And then?"}]
     second = client.chat.completions.create(model=model, messages=messages, max_tokens=5)
@@ -336,7 +346,10 @@ def test_a_json_object_is_one(client, model):
             schema(list={"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 4}),
             lambda value: 2 <= len(value["list"]) <= 4 and all(type(item) is int for item in value["list"]),
         ),
-        (schema(in_={"type": "object", **schema(a={"type": "null"})}), lambda value: value == {"in_": {"a": None}}),
+        (
+            schema(in_={"type": "object", **schema(a={"type": "null"})}),
+            lambda value: value == {"in_": {"a": None}},
+        ),
         (
             schema(text={"type": "string", "minLength": 5, "maxLength": 10}),
             lambda value: 5 <= len(value["text"]) <= 10,
@@ -405,7 +418,12 @@ def test_a_form_in_few_tokens_is_still_whole(client, model):
 def test_a_required_tool_is_called(client, model):
     for seed in range(3):
         answer = client.chat.completions.create(
-            model=model, messages=HELLO, tools=[WEATHER, CLOCK], tool_choice="required", temperature=1, seed=seed
+            model=model,
+            messages=HELLO,
+            tools=[WEATHER, CLOCK],
+            tool_choice="required",
+            temperature=1,
+            seed=seed,
         )
         choice = answer.choices[0]
         assert choice.finish_reason == "tool_calls" and choice.message.tool_calls
@@ -451,9 +469,11 @@ def test_a_streamed_call_adds_up(client, model):
 
 
 def test_a_tools_result_goes_back(client, model):
-    first = client.chat.completions.create(
-        model=model, messages=HELLO, tools=[WEATHER], tool_choice="required"
-    ).choices[0].message
+    first = (
+        client.chat.completions.create(model=model, messages=HELLO, tools=[WEATHER], tool_choice="required")
+        .choices[0]
+        .message
+    )
     results = [
         {"role": "tool", "tool_call_id": call.id, "content": '{"sky": "clear"}'} for call in first.tool_calls
     ]
@@ -486,7 +506,9 @@ def test_several_texts_are_continued_in_order(client, base):
 
 
 def test_tokens_are_continued(client, base):
-    tokens = client.post("/tokenize", body={"model": base, "text": "Once there was"}, cast_to=object)["tokens"]
+    tokens = client.post("/tokenize", body={"model": base, "text": "Once there was"}, cast_to=object)[
+        "tokens"
+    ]
     one = client.completions.create(model=base, prompt=tokens, max_tokens=3, temperature=0)
     two = client.completions.create(model=base, prompt=[tokens, tokens], max_tokens=3, temperature=0)
     assert one.usage.prompt_tokens == len(tokens)
@@ -507,13 +529,15 @@ def test_an_echo_is_the_prompt_as_it_came(client, base, streamed):
 
 
 def test_log_probabilities_of_a_continuation_are_parallel_lists(client, base):
-    answer = client.completions.create(model=base, prompt="Once there was", max_tokens=6, logprobs=3, temperature=0)
+    answer = client.completions.create(
+        model=base, prompt="Once there was", max_tokens=6, logprobs=3, temperature=0
+    )
     found = answer.choices[0].logprobs
     assert len(found.tokens) == len(found.token_logprobs) == len(found.top_logprobs) == len(found.text_offset)
     assert "".join(found.tokens) == answer.choices[0].text
-    for token, value, top in zip(found.tokens, found.token_logprobs, found.top_logprobs):
+    for token, value, top in zip(found.tokens, found.token_logprobs, found.top_logprobs, strict=True):
         assert len(top) <= 3 and top[token] == value == max(top.values())
-    for token, offset in zip(found.tokens, found.text_offset):
+    for token, offset in zip(found.tokens, found.text_offset, strict=True):
         assert answer.choices[0].text[offset:].startswith(token)
 
 
