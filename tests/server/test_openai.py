@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from typing import Literal
 
@@ -355,6 +356,15 @@ def test_a_json_object_is_one(client, model):
             lambda value: 5 <= len(value["text"]) <= 10,
         ),
         (schema(code={"type": "string", "pattern": "^[A-Z]{3}$"}), lambda value: value["code"].isupper()),
+        # Without anchors, a pattern may begin anywhere.
+        (
+            schema(code={"type": "string", "pattern": "[A-Z]+x"}),
+            lambda value: re.search("[A-Z]+x", value["code"]) is not None,
+        ),
+        (
+            schema(text={"const": "a\u000bb\u001cc\u007fd"}),
+            lambda value: value["text"] == "a\u000bb\u001cc\u007fd",
+        ),
         (schema(either={"anyOf": [{"type": "null"}, {"type": "integer"}]}), lambda value: len(value) == 1),
     ],
 )
