@@ -115,7 +115,7 @@ class Mix:
         self.random = random.Random(seed)
 
     def text(self) -> str:
-        return " ".join(self.random.choices(WORDS, k=self.random.randint(1, 60)))
+        return " ".join(self.random.choices(WORDS, k=self.random.randint(1, 25)))
 
     def asks(self) -> Iterator[tuple[str, dict, str]]:
         """Path, body and end of stream of everything that can be asked for."""
