@@ -273,7 +273,7 @@ def test_any_characters_can_be_said(co, co1, model, text):
 
 
 @pytest.mark.parametrize(
-    "said", ["🎉 日本 é", "a\u2028b\u2029c\u0085d", "a\x0bb\x0cc\x1cd\x1de\x1ef", '"\\\\\n\r\t/']
+    "said", ["🎉 日本 é", "a\u2028b\u2029c\u0085d", "a\x0cb", '"\\\\\n\r\t/']
 )
 def test_any_characters_come_through_a_stream(co, co1, model, said):
     wanted = {"type": "object", "properties": {"said": {"const": said}}, "required": ["said"]}

@@ -76,6 +76,8 @@ pub struct Inference {
     blocks: Vec<Block>,
     norm: Vec<f32>,
     head: PackedWeight,
+    /// Elements of all packed weights.
+    weight_elements: usize,
     /// Buffers of earlier steps.
     free: Mutex<Vec<Buffers>>,
 }
@@ -89,6 +91,11 @@ struct Block {
     gate_up: PackedWeight,
     down: PackedWeight,
 }
+
+/// Bytes of weights that stay in the caches of a core while it passes through them again and again.
+const CACHED_WEIGHTS: usize = 8 << 20;
+/// Rows for which reading all weights costs a thread little beside multiplying them.
+const MANY_ROWS: usize = 32;
 
 /// Activations of a step.
 #[derive(Debug, Default)]
@@ -129,7 +136,13 @@ impl Inference {
             Some(head) => (Some(parameters.take_last(embedding, <[f32]>::to_vec)), head),
             None => (None, parameters.take_last(embedding, |weight| infer::pack(cpu, weight, width))),
         };
-        Inference { config, heads, rotary, embedding, blocks: packed, norm, head, free: Mutex::default() }
+        let elements = |weight: &PackedWeight| weight.outputs() * weight.inputs();
+        let of_block = |block: &Block| {
+            [&block.qkv, &block.output, &block.gate_up, &block.down].into_iter().map(elements).sum::<usize>()
+        };
+        let weight_elements = packed.iter().map(of_block).sum::<usize>() + elements(&head);
+        let free = Mutex::default();
+        Inference { config, heads, rotary, embedding, blocks: packed, norm, head, weight_elements, free }
     }
 
     /// The shape.
@@ -154,19 +167,75 @@ impl Inference {
         for input in inputs.iter() {
             self.check(input)?;
         }
-        let lock = || self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut buffers = lock().pop().unwrap_or_default();
+        let vocabulary = self.config.vocab_size;
+        let results = |input: &Input<'_>| if wanted == Wanted::Last { 1 } else { input.tokens.len() };
+        let mut logits = vec![0.0; inputs.iter().map(results).sum::<usize>() * vocabulary];
         let rows: usize = inputs.iter().map(|input| input.tokens.len()).sum();
-        let mut pass = || self.pass(cpu, inputs, wanted, &mut buffers);
-        let widest = self.config.ffn.max(self.config.vocab_size);
+        let groups = self.groups(cpu, inputs, rows);
+        if groups.len() > 1 {
+            let alone = cpu.alone();
+            let mut work = Vec::with_capacity(groups.len());
+            let (mut inputs, mut rest) = (inputs, logits.as_mut_slice());
+            for count in groups {
+                let (group, others) = inputs.split_at_mut(count);
+                let (own, after) = rest.split_at_mut(group.iter().map(results).sum::<usize>() * vocabulary);
+                work.push((group, own));
+                (inputs, rest) = (others, after);
+            }
+            cpu.for_each(work, |(group, logits)| self.with_buffers(&alone, group, wanted, logits));
+            return Ok(logits);
+        }
+        let widest = self.config.ffn.max(vocabulary);
+        let mut pass = || self.with_buffers(cpu, inputs, wanted, &mut logits);
         // Where no product is worth a second thread, the first is the caller's.
-        let logits =
-            if cpu.worth_sharing(rows * self.config.width * widest) { cpu.run(pass) } else { pass() };
-        lock().push(buffers);
+        if cpu.worth_sharing(rows * self.config.width * widest) {
+            cpu.run(pass);
+        } else {
+            pass();
+        }
         Ok(logits)
     }
 
-    fn pass(&self, cpu: &Cpu, inputs: &mut [Input<'_>], wanted: Wanted, buffers: &mut Buffers) -> Vec<f32> {
+    /// Sizes of groups of sequences, one for each thread, that are best computed apart from each other; one group where
+    /// the threads had better share every product. Apart, threads meet once per step, but each reads all weights:
+    /// that pays where they lie in the caches, or where each thread has many rows for them.
+    fn groups(&self, cpu: &Cpu, inputs: &[Input<'_>], rows: usize) -> Vec<usize> {
+        let threads = cpu.threads();
+        let apart = self.weight_elements * size_of::<f32>() <= CACHED_WEIGHTS || rows / threads >= MANY_ROWS;
+        if threads == 1 || inputs.len() < threads || !apart || !cpu.worth_sharing(rows * self.weight_elements)
+        {
+            return vec![inputs.len()];
+        }
+        let share = rows.div_ceil(threads);
+        let (mut groups, mut largest, mut own) = (vec![0], 0, 0);
+        for input in inputs {
+            if own >= share && groups.len() < threads {
+                groups.push(0);
+                own = 0;
+            }
+            own += input.tokens.len();
+            largest = largest.max(own);
+            *groups.last_mut().expect("there is a first group") += 1;
+        }
+        // One long prompt among short ones would keep the other threads waiting.
+        if largest * 4 > share * 5 { vec![inputs.len()] } else { groups }
+    }
+
+    fn with_buffers(&self, cpu: &Cpu, inputs: &mut [Input<'_>], wanted: Wanted, logits: &mut [f32]) {
+        let lock = || self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut buffers = lock().pop().unwrap_or_default();
+        self.pass(cpu, inputs, wanted, &mut buffers, logits);
+        lock().push(buffers);
+    }
+
+    fn pass(
+        &self,
+        cpu: &Cpu,
+        inputs: &mut [Input<'_>],
+        wanted: Wanted,
+        buffers: &mut Buffers,
+        logits: &mut [f32],
+    ) {
         let Buffers { x, normed, qkv, attended, gate_up, gated, delta } = buffers;
         let (config, heads) = (&self.config, self.heads);
         let (width, row, query_row) = (config.width, heads.row(), heads.query_row());
@@ -224,9 +293,7 @@ impl Inference {
         }
         let normed = sized(normed, rows * width);
         infer::rms_norm(cpu, &x[..rows * width], &self.norm, config.norm_epsilon, normed);
-        let mut logits = vec![0.0; rows * config.vocab_size];
-        infer::project(cpu, normed, &self.head, &mut logits);
-        logits
+        infer::project(cpu, normed, &self.head, logits);
     }
 
     fn embed(&self, token: usize, x: &mut [f32]) {

@@ -45,6 +45,8 @@ pub struct Ask {
 pub enum Truncate {
     /// It is an error.
     No,
+    /// The oldest turns are left out, but for instructions and the last one.
+    Turns,
     /// Its beginning is left out.
     Start,
     /// Its end is left out.
@@ -294,6 +296,22 @@ pub enum Answers {
 const AT_ONCE: usize = 64;
 
 impl Answers {
+    /// Messages that were left out for want of room.
+    pub fn omitted(&self) -> usize {
+        match self {
+            Answers::Local(answers) => answers.omitted(),
+            Answers::Upstream(_) => 0,
+        }
+    }
+
+    /// Whether so many are being answered that each had better be sent several tokens at a time.
+    pub fn is_crowded(&self) -> bool {
+        match self {
+            Answers::Local(answers) => answers.is_crowded(),
+            Answers::Upstream(_) => false,
+        }
+    }
+
     /// The next parts, each with the index of its answer; none when all answers have ended.
     pub async fn next(&mut self) -> Vec<(usize, Piece)> {
         match self {

@@ -66,6 +66,11 @@ fn field_error(path: String, error: &serde_json::Error) -> ApiError {
         let field = if path == "." { name.to_string() } else { format!("{path}.{name}") };
         return ApiError::field(field, "expected a value, found none");
     }
+    if text.starts_with("duplicate field `") {
+        let name = text.split('`').nth(1).unwrap_or_default();
+        let field = if path == "." { name.to_string() } else { format!("{path}.{name}") };
+        return ApiError::field(field, "it comes twice");
+    }
     let (found, expected) = match text.split_once(", expected ") {
         Some((found, expected)) => (found, expected),
         None => ("", text.strip_prefix("expected ").unwrap_or(text)),
@@ -116,6 +121,7 @@ mod tests {
             "inner[0].count: expected a whole number, 0 or more, found string \"x\""
         );
         assert_eq!(message(r#"{"inner": 3}"#), "inner: expected a list, found integer `3`");
+        assert_eq!(message(r#"{"inner": [], "inner": []}"#), "inner: it comes twice");
         assert_eq!(message(r#"{"inner": [3]}"#), "inner[0]: expected an object, found integer `3`");
     }
 }

@@ -20,6 +20,8 @@ use crate::upstream::Upstream;
 pub struct ModelInfo {
     /// Its name.
     pub name: String,
+    /// Whether it runs on another server.
+    pub upstream: bool,
     /// When it was made, in seconds since 1970.
     pub created: u64,
     /// `base`, `command`, `dialogue`; none for models made elsewhere.
@@ -102,7 +104,8 @@ impl Catalog {
         }
     }
 
-    /// What is known of every model that can be served.
+    /// What is known of every model that can be served: dialogue models first, then command models, then those made
+    /// elsewhere, base models last; the newest first.
     ///
     /// # Errors
     /// The home folder cannot be listed.
@@ -114,6 +117,7 @@ impl Catalog {
                 if models.iter().all(|model| model.name != name) {
                     models.push(ModelInfo {
                         name,
+                        upstream: true,
                         created: 0,
                         stage: None,
                         parameters: None,
@@ -122,6 +126,14 @@ impl Catalog {
                 }
             }
         }
+        // The first one is meant where a request names none, and is what the chat page begins with.
+        let rank = |model: &ModelInfo| match model.stage.as_deref() {
+            Some("dialogue") => 0,
+            Some("command") => 1,
+            None => 2,
+            Some(_) => 3,
+        };
+        models.sort_by_key(|model| (rank(model), std::cmp::Reverse(model.created)));
         Ok(models)
     }
 
@@ -142,20 +154,13 @@ impl Catalog {
         }
     }
 
-    /// The model that is meant where a request names none: a dialogue model before a command model before others.
+    /// The model that is meant where a request names none: the first of [`Catalog::list`].
     ///
     /// # Errors
     /// There is no model at all.
     pub async fn default_name(&self) -> Result<String, ApiError> {
-        let rank = |model: &ModelInfo| match model.stage.as_deref() {
-            Some("dialogue") => 0,
-            Some("command") => 1,
-            None => 2,
-            Some(_) => 3,
-        };
-        let models = self.list().await?;
-        let best = models.iter().min_by_key(|model| (rank(model), std::cmp::Reverse(model.created)));
-        best.map(|model| model.name.clone()).ok_or_else(|| ApiError::model("", &[]))
+        let first = self.list().await?.into_iter().next();
+        first.map(|model| model.name).ok_or_else(|| ApiError::model("", &[]))
     }
 
     /// The model of that name, loaded if it was not.
@@ -244,6 +249,7 @@ fn describe(name: &str, folder: &Path) -> Option<ModelInfo> {
     let created = written(folder).and_then(|time| time.duration_since(UNIX_EPOCH).ok());
     Some(ModelInfo {
         name: name.to_string(),
+        upstream: false,
         created: created.map_or(0, |time| time.as_secs()),
         stage: lineage.map(|lineage| lineage.stage),
         parameters: Some(config.parameter_count()),

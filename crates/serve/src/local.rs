@@ -81,7 +81,7 @@ impl LocalModel {
     /// The request does not fit the model, or the engine is too busy.
     pub fn ask(self: &Arc<Self>, ask: &Ask, asker: Asker) -> Result<LocalAnswers, ApiError> {
         let answer = matches!(ask.prompt, Prompt::Chat { .. });
-        let mut prompts = self.encode(ask)?;
+        let (mut prompts, omitted) = self.encode(ask)?;
         for prompt in &mut prompts {
             self.fit(prompt, ask)?;
         }
@@ -107,8 +107,10 @@ impl LocalModel {
                 let problem = format!(
                     "an answer of this form has at least {shortest} tokens, {max_tokens} are allowed"
                 );
-                let field = if max_tokens < room { ask.fields.max_tokens } else { ask.fields.prompt };
-                return Err(ApiError::field(field, problem));
+                return Err(match max_tokens < room {
+                    true => ApiError::field(ask.fields.max_tokens, problem),
+                    false => ApiError::context(ask.fields.prompt, problem),
+                });
             }
             let request = Request {
                 prompt,
@@ -127,22 +129,40 @@ impl LocalModel {
         let filters = requests.iter().map(|_| ToolFilter { waiting: ask.calls_tools(), held: String::new() });
         let filters = filters.collect();
         let events = self.engine.submit(requests)?;
-        Ok(LocalAnswers { model: self.clone(), events, filters, buffer: Vec::new() })
+        Ok(LocalAnswers { model: self.clone(), events, filters, buffer: Vec::new(), omitted })
     }
 
-    /// Tokens of the prompts.
-    fn encode(&self, ask: &Ask) -> Result<Vec<Vec<u32>>, ApiError> {
+    /// Tokens of the prompts, and how many messages were left out for want of room.
+    fn encode(&self, ask: &Ask) -> Result<(Vec<Vec<u32>>, usize), ApiError> {
         let field = ask.fields.prompt;
         let wrong = |error: strata_data::DataError| ApiError::field(field, error);
         match &ask.prompt {
             Prompt::Chat { messages, documents } if !self.base => {
-                let (messages, options) = self.with_context(messages, documents, ask)?;
-                Ok(vec![self.tokenizer.encode_prompt_with(&messages, &options).map_err(wrong)?])
+                let (mut messages, options) = self.with_context(messages, documents, ask)?;
+                let encode = |messages: &[Message]| {
+                    self.tokenizer.encode_prompt_with(messages, &options).map_err(wrong)
+                };
+                let mut prompt = encode(&messages)?;
+                let before = messages.len();
+                if ask.truncate == Truncate::Turns {
+                    // As much room as is asked for, but no more than half of the context.
+                    let room = ask.max_tokens.unwrap_or(self.context / 4).clamp(1, (self.context / 2).max(1));
+                    let kept = messages.iter().take_while(|message| message.role == Role::System).count();
+                    while prompt.len() + room > self.context && messages.len() > kept + 1 {
+                        // Up to the next question: an answer without its question would mislead.
+                        let rest = &messages[kept + 1..];
+                        let turn =
+                            1 + rest.iter().position(|message| message.role == Role::User).unwrap_or(0);
+                        messages.drain(kept..kept + turn);
+                        prompt = encode(&messages)?;
+                    }
+                }
+                Ok((vec![prompt], before - messages.len()))
             }
             // A base model knows no turns: it goes on with what was said.
             Prompt::Chat { messages, .. } => {
                 let texts: Vec<&str> = messages.iter().map(|message| message.content.as_str()).collect();
-                Ok(vec![self.encode_text(&texts.join("\n")).map_err(wrong)?])
+                Ok((vec![self.encode_text(&texts.join("\n")).map_err(wrong)?], 0))
             }
             Prompt::Texts(texts) => texts
                 .iter()
@@ -157,7 +177,8 @@ impl LocalModel {
                         None => Ok(ids.clone()),
                     },
                 })
-                .collect(),
+                .collect::<Result<_, _>>()
+                .map(|prompts| (prompts, 0)),
         }
     }
 
@@ -182,7 +203,7 @@ impl LocalModel {
         if prompt.len() > most {
             let wanted = most.saturating_sub(ask.max_tokens.unwrap_or(0)).max(1);
             match ask.truncate {
-                Truncate::No => {
+                Truncate::No | Truncate::Turns if !self.base || ask.truncate == Truncate::No => {
                     let problem = format!(
                         "it has {} tokens and the model's context is {}; shorten it",
                         prompt.len(),
@@ -190,7 +211,10 @@ impl LocalModel {
                     );
                     return Err(ApiError::context(ask.fields.prompt, problem));
                 }
-                Truncate::Start => drop(prompt.drain(..prompt.len() - wanted)),
+                // A base model reads a conversation as one text.
+                Truncate::No | Truncate::Turns | Truncate::Start => {
+                    drop(prompt.drain(..prompt.len() - wanted))
+                }
                 Truncate::End => prompt.truncate(wanted),
             }
         }
@@ -292,6 +316,9 @@ fn sampling_defaults(folder: &Path) -> AskedSampling {
     }
 }
 
+/// From so many answers at one time on, sending every token by itself takes more of the machine than making it.
+const CROWD: usize = 8;
+
 /// Answers of an engine of this process as they come.
 #[derive(Debug)]
 pub struct LocalAnswers {
@@ -299,9 +326,20 @@ pub struct LocalAnswers {
     events: UnboundedReceiver<(usize, Event)>,
     filters: Vec<ToolFilter>,
     buffer: Vec<(usize, Event)>,
+    omitted: usize,
 }
 
 impl LocalAnswers {
+    /// Messages that were left out for want of room.
+    pub fn omitted(&self) -> usize {
+        self.omitted
+    }
+
+    /// Whether so many are being answered that each had better be sent several tokens at a time.
+    pub fn is_crowded(&self) -> bool {
+        self.model.engine.counters().running.load(std::sync::atomic::Ordering::Relaxed) >= CROWD
+    }
+
     /// The next parts, from at most `most` tokens; none when all answers have ended.
     pub async fn next(&mut self, most: usize) -> Vec<(usize, Piece)> {
         let mut pieces = Vec::new();

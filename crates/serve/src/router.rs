@@ -170,7 +170,11 @@ async fn only_this_machine(
 }
 
 async fn docs_headers(request: Request, next: Next) -> Response {
+    let path = request.uri().path().to_string();
     let mut response = next.run(request).await;
+    if response.status() == StatusCode::NOT_FOUND {
+        return ApiError::not_found(format!("there is no page {path:?}")).into_response();
+    }
     let policy =
         "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'";
     response.headers_mut().insert("content-security-policy", HeaderValue::from_static(policy));
@@ -222,7 +226,7 @@ async fn ready(State(app): State<Shared>) -> (StatusCode, Json<Health>) {
 }
 
 /// What is measured, for Prometheus.
-#[utoipa::path(get, path = "/metrics", tag = "Operation", security(()), responses((status = 200, description = "In Prometheus' text format", body = String, content_type = "text/plain")))]
+#[utoipa::path(get, path = "/metrics", tag = "Operation", security(()), responses((status = 200, description = "In Prometheus' text format", body = String, content_type = "application/openmetrics-text")))]
 async fn metrics(State(app): State<Shared>) -> Result<Response, ApiError> {
     let text = app.metrics.text().map_err(ApiError::internal)?;
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";

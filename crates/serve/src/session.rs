@@ -69,6 +69,16 @@ impl Session {
         })
     }
 
+    /// Whether so many are being answered that each had better be sent several tokens at a time.
+    pub fn is_crowded(&self) -> bool {
+        self.answers.is_crowded()
+    }
+
+    /// Messages that were left out for want of room.
+    pub fn omitted(&self) -> usize {
+        self.answers.omitted()
+    }
+
     /// Whether all answers have ended.
     pub fn is_done(&self) -> bool {
         self.open == 0

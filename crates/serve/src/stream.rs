@@ -1,12 +1,13 @@
 //! Answers that are sent while they are written.
 
-use std::collections::VecDeque;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use serde::Serialize;
+use tokio::time::Instant;
 
 use crate::ask::Piece;
 use crate::session::Session;
@@ -23,38 +24,20 @@ pub trait Format: Send + 'static {
     fn end(&mut self, out: &mut Vec<u8>);
 }
 
-/// Sends a session's answers as they come. Parts that are there at the same time go out in one write. When the client
-/// goes away the session is dropped, and with it its place in the engine.
+/// Least time between two writes of one answer while many are being written: too short to be seen, and long enough
+/// that the machine makes tokens instead of sending them.
+const PAUSE: Duration = Duration::from_millis(8);
+
+/// Sends a session's answers as they come. When the client goes away the session is dropped, and with it its place in
+/// the engine.
 pub fn stream<F: Format>(session: Session, mut format: F) -> Response {
     let mut first = Vec::new();
     format.begin(&mut first);
-    let mut ready: VecDeque<Bytes> = VecDeque::new();
-    if !first.is_empty() {
-        ready.push_back(first.into());
-    }
-    let state = (session, format, ready, false);
-    let body =
-        futures_util::stream::unfold(state, |(mut session, mut format, mut ready, mut ended)| async move {
-            loop {
-                if let Some(bytes) = ready.pop_front() {
-                    return Some((Ok::<_, std::convert::Infallible>(bytes), (session, format, ready, ended)));
-                }
-                if ended {
-                    return None;
-                }
-                let mut out = Vec::new();
-                for (index, piece) in session.next().await {
-                    format.piece(index, piece, &mut out);
-                }
-                if session.is_done() {
-                    ended = true;
-                    format.end(&mut out);
-                }
-                if !out.is_empty() {
-                    ready.push_back(out.into());
-                }
-            }
-        });
+    let sending = Sending { session, format, first: Some(first.into()), sent: None };
+    let body = futures_util::stream::unfold(sending, |mut sending| async move {
+        let bytes = sending.next().await?;
+        Some((Ok::<_, std::convert::Infallible>(bytes), sending))
+    });
     // Proxies that hold an answer back until it is whole would make a stream useless.
     let headers = [
         (CONTENT_TYPE.as_str(), F::CONTENT_TYPE),
@@ -62,6 +45,44 @@ pub fn stream<F: Format>(session: Session, mut format: F) -> Response {
         ("x-accel-buffering", "no"),
     ];
     (headers, Body::from_stream(body)).into_response()
+}
+
+/// Answers on their way to a client.
+struct Sending<F> {
+    session: Session,
+    format: F,
+    /// What stands before all answers.
+    first: Option<Bytes>,
+    /// When tokens were sent last.
+    sent: Option<Instant>,
+}
+
+impl<F: Format> Sending<F> {
+    /// What is to be sent next: all that has come since. None at the end.
+    async fn next(&mut self) -> Option<Bytes> {
+        if let Some(first) = self.first.take().filter(|first| !first.is_empty()) {
+            return Some(first);
+        }
+        let mut out = Vec::new();
+        while out.is_empty() {
+            if self.session.is_done() {
+                return None;
+            }
+            if let Some(sent) = self.sent
+                && self.session.is_crowded()
+            {
+                tokio::time::sleep_until(sent + PAUSE).await;
+            }
+            for (index, piece) in self.session.next().await {
+                self.format.piece(index, piece, &mut out);
+            }
+            if self.session.is_done() {
+                self.format.end(&mut out);
+            }
+        }
+        self.sent = Some(Instant::now());
+        Some(out.into())
+    }
 }
 
 /// A server-sent event.

@@ -5,14 +5,15 @@ import { dialogue } from "./store.js";
 
 const MOST_TRIES = 5;
 const LONGEST_WAIT = 120;
+const AGAIN_TEMPERATURE = 0.8;
 
 /**
  * A running answer. `message` is the assistant's message it fills: its `state` goes from "waiting" over "writing" to
- * "done", "stopped", "failed" or "cut" (the page closed). `changed` is called after every step.
+ * "done", "stopped", "failed" or "cut" (the page closed). With `again`, the question had an answer before. `changed` is called after every step.
  */
 export class Answer {
-  constructor({ conversation, message, model, key, changed }) {
-    Object.assign(this, { conversation, message, model, key, changed });
+  constructor({ conversation, message, model, key, again, changed }) {
+    Object.assign(this, { conversation, message, model, key, again, changed });
     this.controller = new AbortController();
     // The question as it stood when it was asked: the conversation may be edited meanwhile.
     this.messages = dialogue(conversation);
@@ -71,6 +72,7 @@ export class Answer {
         message.timing.last = seconds();
         message.state = "writing";
       }
+      if (event.omitted) message.omitted = event.omitted;
       if (event.finish) message.finish = event.finish;
       if (event.usage) message.usage = event.usage;
       this.changed();
@@ -79,7 +81,10 @@ export class Answer {
 
   body() {
     const { temperature, top_p, max_tokens, seed } = this.conversation;
-    const body = { model: this.model, messages: this.messages, temperature, top_p };
+    const body = { model: this.model, messages: this.messages, truncation: "auto" };
+    // Another answer to the same question has to be chosen more freely, or it would be the same one.
+    body.temperature = this.again ? Math.max(temperature, AGAIN_TEMPERATURE) : temperature;
+    body.top_p = top_p;
     if (max_tokens !== null) body.max_tokens = max_tokens;
     if (seed !== null) body.seed = seed;
     return body;

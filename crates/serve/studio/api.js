@@ -22,7 +22,8 @@ export async function listModels(key) {
 }
 
 /**
- * Asks for an answer and yields its events as they come: `{ text }`, `{ finish }` and `{ usage }`. Throws `ApiError`;
+ * Asks for an answer and yields its events as they come: `{ omitted }` (messages that had no room), `{ text }`,
+ * `{ finish }` and `{ usage }`. Throws `ApiError`;
  * when the signal stops it, the `AbortError` of the browser.
  */
 export async function* streamChat(body, { key, signal }) {
@@ -32,6 +33,8 @@ export async function* streamChat(body, { key, signal }) {
     body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
     signal,
   });
+  const omitted = Number(response.headers.get("X-Omitted-Messages"));
+  if (omitted > 0) yield { omitted };
   let finished = false;
   for await (const data of events(response, signal)) {
     if (data === "[DONE]") return;

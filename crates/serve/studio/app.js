@@ -154,7 +154,7 @@ function send(text) {
 }
 
 /** Asks for an answer to the messages as they stand. */
-function ask() {
+function ask({ again = false } = {}) {
   const where = conversation;
   const model = picker.value;
   if (!model) return;
@@ -170,7 +170,7 @@ function ask() {
       store.save(where);
     }
   };
-  const answer = new Answer({ conversation: where, message, model, key: store.key, changed });
+  const answer = new Answer({ conversation: where, message, model, key: store.key, again, changed });
   answers.set(where.id, answer);
   announce("Waiting for the answer");
   show();
@@ -204,7 +204,7 @@ function retry() {
   const last = conversation.messages.at(-1);
   const messages = last?.role === "assistant" ? conversation.messages.slice(0, -1) : conversation.messages;
   replaceMessages(messages, last?.content ? "The answer is being written anew." : null);
-  ask();
+  ask({ again: Boolean(last?.content) });
 }
 
 function edit(index, text) {

@@ -6,7 +6,7 @@ const PREFERENCES = "strata.preferences";
 const KEY = "strata.key";
 
 /** How a new conversation starts unless the person chose otherwise; `null` leaves the choice to the server. */
-export const DEFAULTS = { system: "", temperature: 0.7, top_p: 1, max_tokens: null, seed: null };
+export const DEFAULTS = { system: "", temperature: 0, top_p: 1, max_tokens: null, seed: null };
 
 /** A name that no other conversation has. (`crypto.randomUUID` is missing on pages without TLS.) */
 export function newId() {

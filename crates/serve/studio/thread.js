@@ -258,7 +258,7 @@ class AnswerView {
   }
 
   facts() {
-    const { model, usage, timing, finish, state, content } = this.message;
+    const { model, usage, timing, finish, state, content, omitted } = this.message;
     const facts = [];
     if (model) facts.push(element("span", {}, model));
     const tokens = usage?.completion_tokens;
@@ -272,6 +272,7 @@ class AnswerView {
     if (state === "stopped")
       facts.push(element("span", {}, content ? "stopped by you" : "stopped before it began"));
     if (state === "done" && !content) facts.push(element("span", {}, "empty answer"));
+    if (omitted > 0) facts.push(element("span", { class: "mark" }, `the oldest ${omitted} messages had no room`));
     if (finish === "length") facts.push(element("span", { class: "mark" }, "stopped at the most tokens"));
     return facts;
   }

@@ -44,13 +44,15 @@ function ready(model, send) {
   return [
     mark(),
     element("h2", {}, "What would you like to ask?"),
-    element("p", { class: "lead" }, privacy()),
+    element("p", { class: "lead" }, privacy(model)),
     element("div", { class: "examples" }, ...examples),
     model?.description ? element("p", { class: "about" }, `${model.id}: ${model.description}`) : null,
   ].filter(Boolean);
 }
 
-function privacy() {
+function privacy(model) {
+  if (model?.owned_by === "upstream")
+    return "This model runs on another server, which the operator of this one chose. What you write goes there.";
   if (HERE.includes(location.hostname)) return "The model runs on this machine. Nothing you write leaves it.";
   return `The model runs on ${location.hostname}. Nothing you write goes anywhere else.`;
 }

@@ -5,14 +5,17 @@ use std::ops::Range;
 use std::sync::Arc;
 use strata_kernels::Isa;
 
-/// Multiply-adds for which a thread is woken: some ten microseconds, several times what waking costs.
-const WORTH_A_THREAD: usize = 1 << 17;
+/// Multiply-adds for which a thread is woken: some fifty microseconds, several times what waking costs (measured in a
+/// virtual machine, where a thread that sleeps is woken by an interrupt through the host).
+const WORTH_A_THREAD: usize = 1 << 21;
 
 /// The CPU device. Cheap to clone; clones share one pool of threads.
 #[derive(Clone, Debug)]
 pub struct Cpu {
     isa: Isa,
     pool: Arc<rayon::ThreadPool>,
+    /// Whether all work stays on the thread that asks for it.
+    alone: bool,
 }
 
 impl Cpu {
@@ -26,7 +29,7 @@ impl Cpu {
             .thread_name(|i| format!("strata-{i}"))
             .build()
             .map_err(std::io::Error::other)?;
-        Ok(Cpu { isa, pool: Arc::new(pool) })
+        Ok(Cpu { isa, pool: Arc::new(pool), alone: false })
     }
 
     /// The instruction set.
@@ -36,12 +39,17 @@ impl Cpu {
 
     /// The number of threads.
     pub fn threads(&self) -> usize {
-        self.pool.current_num_threads()
+        if self.alone { 1 } else { self.pool.current_num_threads() }
+    }
+
+    /// The same device, all work of which stays on the thread that asks for it: for work that was shared out already.
+    pub fn alone(&self) -> Cpu {
+        Cpu { alone: true, ..self.clone() }
     }
 
     /// Runs `work` on a thread of the pool: calls of [`Cpu::for_each`] inside it do not pay for entering the pool.
     pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        self.pool.install(work)
+        if self.alone { work() } else { self.pool.install(work) }
     }
 
     /// Runs `work` on every item, the items shared out among the threads; returns when all are done.
@@ -49,12 +57,16 @@ impl Cpu {
     pub fn for_each<T: Send>(&self, items: Vec<T>, work: impl Fn(T) + Sync + Send) {
         match items.len() {
             1 => items.into_iter().for_each(work),
+            _ if self.alone => items.into_iter().for_each(work),
             _ => self.pool.install(|| items.into_par_iter().with_max_len(1).for_each(work)),
         }
     }
 
     /// Like [`Cpu::for_each`], collecting one result per item in the items' order.
     pub fn map<T: Send, R: Send>(&self, items: Vec<T>, work: impl Fn(T) -> R + Sync + Send) -> Vec<R> {
+        if self.alone {
+            return items.into_iter().map(work).collect();
+        }
         self.pool.install(|| items.into_par_iter().with_max_len(1).map(work).collect())
     }
 

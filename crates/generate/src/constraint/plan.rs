@@ -75,7 +75,7 @@ pub(super) fn shortest(
         }
         let forced = matcher.compute_ff_bytes();
         let tokens = if forced.is_empty() {
-            vec![next(vocabulary, &mut matcher, json, &used).ok_or(NoPlan::Failed)?]
+            vec![next(vocabulary, &mut matcher, json, &used, plan.len()).ok_or(NoPlan::Failed)?]
         } else {
             trie.greedy_tokenize(&forced)
         };
@@ -98,17 +98,25 @@ pub(super) fn shortest(
     Err(NoPlan::TooLong)
 }
 
-/// The token that is likeliest to lead to an end.
-fn next(vocabulary: &Vocabulary, matcher: &mut Matcher, json: Json, used: &[u16; 256]) -> Option<u32> {
+/// The token that is likeliest to lead to an end. Once all bytes were tried, they come in another order at each
+/// `step`: a pattern that may stand anywhere in a string asks for one byte after another, in whatever order that is.
+fn next(
+    vocabulary: &Vocabulary,
+    matcher: &mut Matcher,
+    json: Json,
+    used: &[u16; 256],
+    step: usize,
+) -> Option<u32> {
     let trie = vocabulary.env.tok_trie();
     let allowed = matcher.compute_mask().ok()?;
     let wishes = if json.in_string { IN_STRING } else { OUTSIDE };
-    let wished = wishes.iter().filter_map(|byte| {
+    let wished = wishes.iter().enumerate().filter_map(|(order, byte)| {
         let token = trie.token_id_at_bytes(&[*byte])?;
-        allowed.is_allowed(token).then_some((used[usize::from(*byte)], token))
+        let used = used[usize::from(*byte)];
+        let order = if used == 0 { order as u64 } else { shuffled(step as u64, u64::from(*byte)) };
+        allowed.is_allowed(token).then_some((used, order, token))
     });
-    // `min_by_key` takes the first of equals.
-    let best = wished.min_by_key(|(used, _)| *used).map(|(_, token)| token);
+    let best = wished.min().map(|(_, _, token)| token);
     best.or_else(|| {
         let others = allowed.iter().filter(|id| !vocabulary.bytes(*id).is_empty());
         others.min_by_key(|id| {
@@ -116,4 +124,11 @@ fn next(vocabulary: &Vocabulary, matcher: &mut Matcher, json: Json, used: &[u16;
             (used[usize::from(bytes[0])], bytes.len())
         })
     })
+}
+
+/// A number that looks random: the mixing of SplitMix64 (Steele, Lea and Flood 2014).
+fn shuffled(step: u64, byte: u64) -> u64 {
+    let mut mixed = (step << 8 | byte).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed ^ (mixed >> 27)
 }

@@ -214,6 +214,11 @@ impl Budget {
                         ("patternProperties", Value::Object(patterns)) => self.patterns += patterns.len(),
                         ("properties", Value::Object(properties)) => self.properties += properties.len(),
                         ("minProperties" | "maxProperties", _) => self.counts_properties = true,
+                        ("const" | "enum", _) if has_control_character(entry) => {
+                            return Err(format!(
+                                "{name} holds a control character other than \\b, \\f, \\n, \\r and \\t; leave it out"
+                            ));
+                        }
                         _ => {}
                     }
                     self.spend(entry, depth + 1)?;
@@ -234,6 +239,16 @@ impl Budget {
             ));
         }
         Ok(())
+    }
+}
+
+/// Whether a text in `value` has a character that would have to be written as `\u00…`, which answers never hold.
+fn has_control_character(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.chars().any(|c| c.is_ascii_control() && !"\u{8}\u{c}\n\r\t".contains(c)),
+        Value::Array(items) => items.iter().any(has_control_character),
+        Value::Object(entries) => entries.values().any(has_control_character),
+        _ => false,
     }
 }
 

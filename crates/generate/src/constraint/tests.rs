@@ -222,6 +222,8 @@ fn patterns_and_formats_are_met_when_the_budget_ends() {
         (json!({"type": "string", "pattern": "^(ab)*c$"}), ends("c\"")),
         (json!({"type": "string", "pattern": "^[a-z]+@[a-z]+\\.com$"}), ends(".com\"")),
         (json!({"type": "string", "pattern": "^[日本]{2,}$"}), ends("\"")),
+        // Without an anchor, a pattern may stand anywhere.
+        (json!({"type": "string", "pattern": "[A-Z]+x"}), ends("\"")),
         (json!({"type": "string", "format": "date-time"}), ends("\"")),
         (json!({"type": "string", "format": "uuid"}), ends("\"")),
     ] {
@@ -229,6 +231,18 @@ fn patterns_and_formats_are_met_when_the_budget_ends() {
             accepts(text) && serde_json::from_str::<Value>(text).is_ok_and(|value| value.is_string())
         });
     }
+}
+
+#[test]
+fn texts_that_an_answer_cannot_hold_are_refused() {
+    for schema in [json!({"const": "a\u{b}b"}), json!({"enum": ["a", "\u{7f}"]})] {
+        let error = grammars().constraint(&Shape::JsonSchema(schema)).unwrap_err().to_string();
+        assert!(error.contains("control character"), "{error}");
+    }
+    let schema = json!({"const": "a\u{8}\u{c}\n\r\t"});
+    answers_are_whole(&Shape::JsonSchema(schema.clone()), 2, |text| {
+        serde_json::from_str::<Value>(text).is_ok_and(|value| value == schema["const"])
+    });
 }
 
 #[test]

@@ -236,7 +236,7 @@ impl ChatRequestV1 {
         ask.tools = self.tools.unwrap_or_default().into_iter().map(ToolV1::tool).collect();
         ask.truncate = match self.prompt_truncation.as_deref().map(str::to_ascii_uppercase).as_deref() {
             None | Some("OFF") => Truncate::No,
-            Some("AUTO" | "AUTO_PRESERVE_ORDER") => Truncate::Start,
+            Some("AUTO" | "AUTO_PRESERVE_ORDER") => Truncate::Turns,
             Some(other) => {
                 let problem = format!("expected OFF, AUTO or AUTO_PRESERVE_ORDER, found {other:?}");
                 return Err(ApiError::field("prompt_truncation", problem));

@@ -17,7 +17,8 @@ use super::{
 };
 use crate::app::{Client, Shared};
 use crate::ask::{
-    Ask, AskUsage, AskedSampling, AskedTool, Choice, EndReason, Fields, Format, Piece, Whole, total_usage,
+    Ask, AskUsage, AskedSampling, AskedTool, Choice, EndReason, Fields, Format, Piece, Truncate, Whole,
+    total_usage,
 };
 use crate::body::JsonBody;
 use crate::error::{ApiError, ErrorBody};
@@ -69,6 +70,9 @@ pub struct ChatRequest {
     frequency_penalty: Option<f32>,
     /// Makes new words likelier, -2 to 2.
     presence_penalty: Option<f32>,
+    /// `auto` leaves out the oldest turns where the context has no room for them, and says how many in the header
+    /// `x-omitted-messages` (not of this API of OpenAI's); `disabled`, the default, makes them an error.
+    truncation: Option<String>,
     /// Added to the logits of tokens, by their numbers, -100 to 100.
     logit_bias: Option<BTreeMap<String, f32>>,
 }
@@ -244,6 +248,16 @@ impl ChatRequest {
                 .unwrap_or(0.0),
             presence_penalty: in_range("presence_penalty", self.presence_penalty, -2.0, 2.0)?.unwrap_or(0.0),
         };
+        ask.truncate = match self.truncation.as_deref() {
+            None | Some("disabled") => Truncate::No,
+            Some("auto") => Truncate::Turns,
+            Some(other) => {
+                return Err(ApiError::field(
+                    "truncation",
+                    format!("expected auto or disabled, found {other:?}"),
+                ));
+            }
+        };
         ask.stop = stops(self.stop)?;
         ask.bias = bias(self.logit_bias)?;
         if let Some(top) = self.top_logprobs {
@@ -400,15 +414,17 @@ pub async fn chat_completions(
     let count = ask.count;
     let session = Session::begin(&app, &client, &model, ask).await?;
     let (id, created) = (unique("chatcmpl-"), now());
+    let omitted = [("x-omitted-messages", session.omitted().to_string())];
     if streamed {
         let format = ChatStream { id, created, model, count, include_usage, usage: AskUsage::default() };
-        return Ok(stream::stream(session, format));
+        return Ok((omitted, stream::stream(session, format)).into_response());
     }
     let answers = session.whole().await?;
     let usage = total_usage(&answers, count).into();
     let choices =
         answers.into_iter().enumerate().map(|(index, answer)| choice(index, answer, with_logprobs)).collect();
-    Ok(Json(ChatResponse { id, object: "chat.completion", created, model, choices, usage }).into_response())
+    let response = ChatResponse { id, object: "chat.completion", created, model, choices, usage };
+    Ok((omitted, Json(response)).into_response())
 }
 
 fn choice(index: usize, answer: Whole, with_logprobs: bool) -> ChatChoice {

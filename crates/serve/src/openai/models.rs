@@ -27,6 +27,7 @@ pub struct ModelCard {
     object: &'static str,
     /// When it was made, in seconds since 1970.
     created: u64,
+    /// `upstream` where it runs on another server.
     owned_by: &'static str,
     /// Its name, once more.
     name: String,
@@ -66,7 +67,7 @@ fn card(model: ModelInfo) -> ModelCard {
         id: model.name.clone(),
         object: "model",
         created: model.created,
-        owned_by: "strata",
+        owned_by: if model.upstream { "upstream" } else { "strata" },
         name: model.name,
         endpoints: vec!["chat", "generate"],
         context_length: model.context_length,

@@ -36,6 +36,9 @@ enum What {
     /// Decoding token by token, one sequence or many together.
     #[command(after_help = "Example:\n  strata bench decode --batch 32")]
     Decode(DecodeBench),
+    /// A server with many clients.
+    #[command(after_help = "Example:\n  strata bench serve --model demo-dialogue --clients 1,32")]
+    Serve(super::bench_serve::ServeBench),
 }
 
 #[derive(Args)]
@@ -96,6 +99,7 @@ pub fn run(arguments: BenchArguments, place: &Place) -> Result<()> {
         What::Train(bench) => train(&bench, place),
         What::Matmul(bench) => super::bench_matmul::run(&bench, place),
         What::Decode(bench) => decode(&bench, place),
+        What::Serve(bench) => super::bench_serve::run(&bench, place),
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod bench_matmul;
+pub mod bench_serve;
 pub mod chat;
 pub mod demo;
 pub mod eval;
