@@ -362,12 +362,24 @@ def test_version_1_stops(co1, model):
     assert (answer.text, answer.finish_reason) == (text[: text.index(text[4:7])], "STOP_SEQUENCE")
 
 
-def test_a_long_message_is_cut_where_allowed(co1, model):
-    long = "word " * 4 * co1.models.get(model).context_length
+def test_the_oldest_turns_are_left_out_where_allowed(co1, model):
+    length = co1.models.get(model).context_length
+    history = [{"role": "USER", "message": "word " * 50}, {"role": "CHATBOT", "message": "yes"}] * (length // 50)
     with pytest.raises(cohere.BadRequestError):
-        co1.chat(message=long, model=model)
-    answer = co1.chat(message=long, model=model, prompt_truncation="AUTO", max_tokens=4)
-    assert isinstance(answer.text, str)
+        co1.chat(message="Hello", chat_history=history, model=model)
+    answer = co1.chat(message="Hello", chat_history=history, model=model, prompt_truncation="AUTO", max_tokens=4)
+    assert 0 < answer.meta.tokens.input_tokens < length
+    with pytest.raises(cohere.BadRequestError):
+        co1.chat(message="word " * 4 * length, model=model, prompt_truncation="AUTO")
+
+
+def test_truncation_of_turns_tells_how_many(server, model):
+    body = {"model": model, "truncation": "auto", "max_tokens": 2, "messages": []}
+    for _ in range(40):
+        body["messages"] += [{"role": "user", "content": "word " * 50}, {"role": "assistant", "content": "yes"}]
+    body["messages"].append({"role": "user", "content": "Hello"})
+    answer = httpx.post(f"{server.url}/v1/chat/completions", json=body)
+    assert answer.status_code == 200 and int(answer.headers["x-omitted-messages"]) >= 2
 
 
 def test_a_raw_prompt_is_continued(co1, base):

@@ -356,7 +356,7 @@ pub fn total_usage(answers: &[Whole], count: usize) -> AskUsage {
     for (index, answer) in answers.iter().enumerate() {
         let usage = answer.usage();
         total.completion += usage.completion;
-        if index % count.max(1) == 0 {
+        if index.is_multiple_of(count.max(1)) {
             total.prompt += usage.prompt;
             total.cached += usage.cached;
         }

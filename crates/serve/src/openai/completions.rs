@@ -258,7 +258,7 @@ impl stream::Format for CompletionStream {
                 if let EndReason::Failed(problem) = end.reason {
                     return event(out, None, &ApiError::internal(problem).body());
                 }
-                let counted = index % self.count == 0;
+                let counted = index.is_multiple_of(self.count);
                 let (prompt, cached) = if counted { (end.usage.prompt, end.usage.cached) } else { (0, 0) };
                 self.usage += AskUsage { prompt, cached, completion: end.usage.completion };
                 let finish_reason = Some(finish_reason(&end.reason));
