@@ -23,7 +23,7 @@ pub struct PackedWeight {
 }
 
 impl PackedWeight {
-    /// Zeros, to be filled by [`PackedWeight::fill`] or through [`PackedWeight::pieces_mut`].
+    /// Zeros, to be filled by [`fill_panels`] through [`PackedWeight::pieces_mut`].
     ///
     /// # Panics
     /// Where a dimension is zero.

@@ -182,7 +182,9 @@ impl Inference {
                 work.push((group, own));
                 (inputs, rest) = (others, after);
             }
-            cpu.for_each(work, |(group, logits)| self.with_buffers(&alone, group, wanted, logits));
+            cpu.for_each_with_caller(work, |(group, logits)| {
+                self.with_buffers(&alone, group, wanted, logits)
+            });
             return Ok(logits);
         }
         let widest = self.config.ffn.max(vocabulary);

@@ -334,7 +334,7 @@ pub struct Whole {
     pub tokens: Vec<TokenPiece>,
     /// Its tool calls.
     pub tool_calls: Vec<ToolCall>,
-    /// How it ended; always there once [`Answers::whole`] returns.
+    /// How it ended; always there once [`Session::whole`](crate::session::Session::whole) returns.
     pub end: Option<End>,
 }
 

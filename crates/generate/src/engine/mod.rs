@@ -120,7 +120,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Settings {
-        Settings { batch: 64, queue: 256, prompt_tokens: 256, cache_bytes: 1 << 30 }
+        Settings { batch: 128, queue: 256, prompt_tokens: 256, cache_bytes: 1 << 30 }
     }
 }
 

@@ -1,5 +1,5 @@
 use super::*;
-use crate::{Sampling, generate};
+use crate::{Grammars, Sampling, Shape, generate};
 use strata_model::{Config, Decoder};
 use strata_tensor::Isa;
 
@@ -112,6 +112,53 @@ fn the_next_turn_finds_what_the_last_one_computed_and_gets_the_same() {
     assert_eq!(other_client.usage.cached_tokens, 0, "what one client asked is not shared with another");
     assert_eq!(here, elsewhere);
     assert_eq!(engine.counters().cached_tokens.load(Relaxed) as usize, first.len() + answer.len() - 1);
+}
+
+#[test]
+fn what_a_running_sequence_has_read_is_not_read_again() {
+    let engine = engine(Settings::default());
+    let prompt: Vec<u32> = (10..60).collect();
+    let mut running = engine.submit(vec![request(&prompt, 100)]).unwrap();
+    assert!(matches!(running.blocking_recv(), Some((0, Event::Token(_)))));
+    let other: Vec<u32> = prompt.iter().copied().chain([99, 98]).collect();
+    let (tokens, finished) = collect(engine.submit(vec![request(&other, 10)]).unwrap());
+    assert_eq!(finished.usage.cached_tokens, prompt.len());
+    let elsewhere = Request { client: 7, ..request(&other, 10) };
+    assert_eq!(collect(engine.submit(vec![elsewhere]).unwrap()).0, tokens);
+}
+
+#[test]
+fn constrained_answers_are_whole_beside_free_ones() {
+    let (model, tokenizer) = (model(), tokenizer());
+    let grammars = Grammars::new(&tokenizer, model.config().vocab_size).unwrap();
+    let ends = tokenizer.eos_ids().to_vec();
+    let engine = Engine::start(model, tokenizer, cpu(), Settings::default()).unwrap();
+    let constraint = grammars.constraint(&Shape::JsonObject).unwrap();
+    let sampling = Sampling { temperature: 1.0, seed: 5, ..Sampling::default() };
+    let formed = Request {
+        constraint: Some(constraint),
+        limits: Limits { max_tokens: 40, stop: ends },
+        sampling,
+        ..request(&[20, 21, 22], 40)
+    };
+    let requests: Vec<Request> =
+        (0..8).map(|i| if i % 2 == 0 { formed.clone() } else { request(&[20, 21, 22], 40) }).collect();
+    let mut events = engine.submit(requests).unwrap();
+    let mut texts = vec![String::new(); 8];
+    while let Some((index, event)) = events.blocking_recv() {
+        match event {
+            Event::Token(token) => texts[index] += &token.text,
+            Event::Finished(finished) => texts[index] += &finished.text,
+            Event::Failed(problem) => panic!("{problem}"),
+        }
+    }
+    for text in texts.iter().step_by(2) {
+        assert!(
+            serde_json::from_str::<serde_json::Value>(text).is_ok_and(|value| value.is_object()),
+            "{text:?}"
+        );
+    }
+    assert!(texts[0] != texts[2], "they choose independently: {texts:?}");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //!
 //! The scheme is the classic one of Goto and van de Geijn ("Anatomy of High-Performance Matrix
 //! Multiplication", 2008): B is packed into panels of columns that stay in the L1 cache, blocks of A in
-//! the L2 cache, and a [`Tile`] of C stays in registers for the whole depth.
+//! the L2 cache, and a tile of C stays in registers for the whole depth.
 
 pub(crate) mod pack;
 

@@ -42,7 +42,7 @@ pub struct ServeArguments {
     /// STRATA_UPSTREAM_KEY
     #[arg(long, value_name = "URL")]
     upstream: Option<String>,
-    /// Answers that are written at the same time, per model [default: 64]
+    /// Answers that are written at the same time, per model [default: 128]
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
     /// Requests that wait, per model, before others are turned away [default: 256]
