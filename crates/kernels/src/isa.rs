@@ -178,6 +178,11 @@ impl Isa {
         self.0 >= Level::Avx512 && detected().avx512_bf16
     }
 
+    /// Whether products of bf16 are faster than those of f32: AMX tiles or AVX-512's dot products.
+    pub fn multiplies_bf16(self) -> bool {
+        self.0 == Level::Amx || self.has_avx512_bf16()
+    }
+
     /// The proof that tile functions ask for; `None` below [`Level::Amx`].
     pub fn amx(self) -> Option<Amx> {
         (self.0 == Level::Amx).then(Amx::proven)

@@ -10,14 +10,10 @@ use crate::isa::Level;
 /// Rounds of a loop between two looks at the clock: some microseconds.
 const ROUNDS: usize = 2048;
 
-/// Floating-point operations per second (a multiplication and an addition are two) of one thread on
-/// `isa`, from registers alone: bf16 tile products for AMX, fp32 fused multiply-adds else. It runs for
-/// `seconds` or a little longer. For a machine's peak, call it on all threads at once and add up.
-pub fn peak_flops(isa: Isa, seconds: f64) -> f64 {
-    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    if isa.amx().is_some() {
-        return amx::peak(seconds);
-    }
+/// Floating-point operations per second (a multiplication and an addition are two) of one thread on `isa`, from
+/// registers alone, by fp32 fused multiply-adds. It runs for `seconds` or a little longer. For a machine's peak, call
+/// it on all threads at once and add up.
+pub fn peak_flops_f32(isa: Isa, seconds: f64) -> f64 {
     #[cfg(target_arch = "x86_64")]
     if isa.level() >= Level::Avx512 {
         // SAFETY: the instruction set is at least AVX-512.
@@ -28,6 +24,21 @@ pub fn peak_flops(isa: Isa, seconds: f64) -> f64 {
     }
     let _ = isa;
     rate(seconds, || portable_round(ROUNDS))
+}
+
+/// As [`peak_flops_f32`] by the widest products of bf16 that `isa` has: tiles of AMX, dot products of AVX-512, or
+/// else those of f32, to which bf16 is then widened.
+pub fn peak_flops_bf16(isa: Isa, seconds: f64) -> f64 {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    if isa.amx().is_some() {
+        return amx::peak(seconds);
+    }
+    #[cfg(target_arch = "x86_64")]
+    if isa.has_avx512_bf16() {
+        // SAFETY: the instruction set has bf16 dot products.
+        return rate(seconds, || unsafe { x86::avx512_bf16_round(ROUNDS) });
+    }
+    peak_flops_f32(isa, seconds)
 }
 
 /// Bytes per second that one thread reads from `buffer`, from start to end and again for `seconds` or a
@@ -107,9 +118,9 @@ fn portable_round(rounds: usize) -> f64 {
 mod x86 {
     use std::arch::asm;
 
-    /// 12 chains of fused multiply-adds: two units with a latency of 4 (AMD: 4, older Intel: 5) need 8 to 10.
-    macro_rules! fma_round {
-        ($name:ident, $features:literal, $lanes:literal, $class:literal, [$($sum:literal),*], $x:literal, $y:literal) => {
+    /// 12 chains: two units with a latency of 4 to 6 need 8 to 12.
+    macro_rules! round {
+        ($name:ident, $features:literal, $instruction:literal, $products:literal, $class:literal, [$($sum:literal),*], $x:literal, $y:literal) => {
             /// Operations done in `rounds` (at least 1) turns.
             #[target_feature(enable = $features)]
             pub fn $name(rounds: usize) -> f64 {
@@ -121,7 +132,7 @@ mod x86 {
                         concat!("vxorps xmm", $x, ", xmm", $x, ", xmm", $x),
                         concat!("vxorps xmm", $y, ", xmm", $y, ", xmm", $y),
                         "2:",
-                        $(concat!("vfmadd231ps ", $class, $sum, ", ", $class, $x, ", ", $class, $y),)*
+                        $(concat!($instruction, " ", $class, $sum, ", ", $class, $x, ", ", $class, $y),)*
                         "dec {rounds}",
                         "jnz 2b",
                         rounds = inout(reg) rounds.max(1) => _,
@@ -132,24 +143,37 @@ mod x86 {
                     );
                 }
                 let chains = [$($sum),*].len();
-                (2 * $lanes * chains * rounds.max(1)) as f64
+                (2 * $products * chains * rounds.max(1)) as f64
             }
         };
     }
 
-    fma_round!(
+    round!(
         avx2_round,
         "avx2,fma",
+        "vfmadd231ps",
         8,
         "ymm",
         ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11"],
         "12",
         "13"
     );
-    fma_round!(
+    round!(
         avx512_round,
         "avx512f",
+        "vfmadd231ps",
         16,
+        "zmm",
+        ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11"],
+        "12",
+        "13"
+    );
+
+    round!(
+        avx512_bf16_round,
+        "avx512f,avx512bf16",
+        "vdpbf16ps",
+        32,
         "zmm",
         ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11"],
         "12",
@@ -227,10 +251,11 @@ mod tests {
     #[test]
     fn every_instruction_set_has_a_plausible_peak() {
         for isa in Isa::available() {
-            let flops = peak_flops(isa, 0.01);
-            // From an emulator's thousandth to ten times the best core there is.
-            assert!(flops > 1e6 && flops < 1e14, "{isa}: {flops}");
-            eprintln!("{isa}: {:.1} GFLOP/s", flops / 1e9);
+            for (name, flops) in [("f32", peak_flops_f32(isa, 0.01)), ("bf16", peak_flops_bf16(isa, 0.01))] {
+                // From an emulator's thousandth to ten times the best core there is.
+                assert!(flops > 1e6 && flops < 1e14, "{isa} {name}: {flops}");
+                eprintln!("{isa} {name}: {:.1} GFLOP/s", flops / 1e9);
+            }
         }
     }
 

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
+use strata_kernels::peak::{peak_flops_bf16, peak_flops_f32};
 use strata_model::Home;
 use strata_tensor::{Cpu, Isa, Precision};
 use strata_train::Machine;
@@ -14,7 +15,7 @@ pub struct MachineArguments {
     /// Threads that compute [default: the cores this process may use]
     #[arg(long, global = true, value_name = "N")]
     threads: Option<usize>,
-    /// Precision of training arithmetic [default: bf16 where the processor has AMX, else f32]
+    /// Precision of training arithmetic [default: bf16 where the processor multiplies it, else f32]
     #[arg(long, global = true, value_enum)]
     precision: Option<PrecisionName>,
 }
@@ -50,7 +51,7 @@ impl MachineArguments {
         let precision = match self.precision {
             Some(PrecisionName::F32) => Precision::F32,
             Some(PrecisionName::Bf16) => Precision::Bf16,
-            None if isa.name() == "amx" => Precision::Bf16,
+            None if isa.multiplies_bf16() => Precision::Bf16,
             None => Precision::F32,
         };
         let cpu = Cpu::new(isa, threads).with_context(|| format!("starting {threads} threads"))?;
@@ -68,10 +69,15 @@ fn home() -> Result<Home> {
     Ok(Home::new(folders.data_dir()))
 }
 
-/// Peak floating-point operations per second of all threads together, measured for `seconds`.
+/// Peak floating-point operations per second of all threads together in the machine's precision, measured for
+/// `seconds`.
 pub fn peak_flops(machine: &Machine, seconds: f64) -> f64 {
     let (isa, threads) = (machine.cpu.isa(), machine.cpu.threads());
-    machine.cpu.map(vec![(); threads], |()| strata_kernels::peak::peak_flops(isa, seconds)).iter().sum()
+    let peak = match machine.precision {
+        Precision::F32 => peak_flops_f32,
+        Precision::Bf16 => peak_flops_bf16,
+    };
+    machine.cpu.map(vec![(); threads], |()| peak(isa, seconds)).iter().sum()
 }
 
 /// A count with an optional suffix: 500, 64k, 10M, 1.5B.

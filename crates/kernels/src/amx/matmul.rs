@@ -10,6 +10,7 @@ use super::tile::{
 };
 use super::vector::{BlockSums, VectorUnit};
 use crate::buffer::Buffer;
+use crate::isa::Isa;
 use crate::matrix::{MatrixRef, span};
 
 /// Bytes of B that one pass over the rows of A uses. They are read once per 32 rows and should stay in a
@@ -101,6 +102,30 @@ pub fn matmul_bf16<C: MatmulOutput>(
         c_row_stride,
         scratch,
     );
+}
+
+/// As [`matmul_bf16`], by dot products of AVX-512; `None`, and nothing done, where the CPU has none.
+pub(crate) fn matmul_bf16_dot<C: MatmulOutput>(
+    isa: Isa,
+    a: MatrixRef<bf16>,
+    b: MatrixRef<bf16>,
+    c: &mut [C],
+    c_row_stride: usize,
+    accumulate: bool,
+    scratch: &mut Scratch,
+) -> Option<()> {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let tiles = super::dot::Avx512Dot::new(isa)?;
+        let vectors = super::vector_avx512::Avx512Vectors::new(isa)?;
+        Product { tiles, vectors, accumulate }.run(a, B::View(b), c, c_row_stride, scratch);
+        Some(())
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = (isa, a, b, c, c_row_stride, accumulate, scratch);
+        None
+    }
 }
 
 /// As [`matmul_bf16`] with a B that was packed before.
@@ -322,7 +347,7 @@ impl<T: TileUnit, V: VectorUnit> Walk<'_, T, V> {
         buffer: &mut Buffer,
     ) -> ([*const u8; 2], usize, usize) {
         let a = self.a;
-        if a.is_row_major() && rows.len().is_multiple_of(TILE_ROWS) && ks.len().is_multiple_of(TILE_DEPTH) {
+        if T::READS_A_IN_PLACE && a.is_row_major() && rows.len().is_multiple_of(TILE_ROWS) && ks.len().is_multiple_of(TILE_DEPTH) {
             let row_bytes = a.row_stride * size_of::<bf16>();
             let start = a.data.as_ptr().wrapping_add(rows.start * a.row_stride + ks.start).cast::<u8>();
             // A tile row that straddles two cache lines costs two accesses each time it is loaded.

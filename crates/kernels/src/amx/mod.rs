@@ -9,6 +9,8 @@
 //! The code that walks matrices is generic over who executes a block of tiles (`tile`) and who moves
 //! elements (`vector`), so that it is tested on machines without AMX.
 
+#[cfg(target_arch = "x86_64")]
+mod dot;
 mod matmul;
 mod packed;
 pub mod self_test;
@@ -18,6 +20,7 @@ mod vector;
 mod vector_avx512;
 
 pub use matmul::{MatmulOutput, Scratch, matmul_bf16, matmul_packed};
+pub(crate) use matmul::matmul_bf16_dot;
 pub use packed::{PackedB, pack_b};
 
 /// Proof that AMX works in this process: the CPU has it, the kernel granted it and the self-test passed.

@@ -41,6 +41,9 @@ pub(crate) struct Block {
 
 /// Executes blocks of tile products.
 pub(crate) trait TileUnit: Copy {
+    /// Whether whole tiles of A are read where they lie, if their rows are on cache lines. Else A is always packed.
+    const READS_A_IN_PLACE: bool = true;
+
     /// Prepares this thread. Every block runs between `open` and `close` of the same thread.
     fn open(self);
 

@@ -101,6 +101,11 @@ macro_rules! on_every_unit {
                 ran.push(begin("emulated tiles with AVX-512 bf16"));
                 $body
             }
+            if let Some(tiles) = crate::amx::dot::Avx512Dot::new(Isa::best()) {
+                let ($tiles, $vectors) = (tiles, vectors);
+                ran.push(begin("AVX-512 bf16 dot products"));
+                $body
+            }
             if let Some(amx) = Isa::best().amx() {
                 let ($tiles, $vectors) = (NativeTiles::new(amx), vectors);
                 ran.push(begin("AMX"));
