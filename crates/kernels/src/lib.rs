@@ -11,7 +11,6 @@
 #[macro_use]
 mod multiversion;
 
-pub mod amx;
 pub mod attention;
 pub mod attention_step;
 pub mod buffer;
@@ -31,6 +30,7 @@ pub mod projection;
 pub mod rotary;
 pub mod swiglu;
 pub(crate) mod tile;
+pub mod tiles;
 
 #[cfg(test)]
 pub(crate) mod reference;
