@@ -24,12 +24,14 @@ pub mod isa;
 pub mod math;
 pub mod matmul;
 pub mod matrix;
+mod narrow;
 pub mod norm;
 pub mod optimizer;
 pub mod peak;
 pub mod projection;
 pub mod rotary;
 pub mod swiglu;
+pub mod team;
 pub(crate) mod tile;
 
 #[cfg(test)]

@@ -3,7 +3,9 @@
 
 use std::arch::x86_64::*;
 
-use super::tile::{BLOCK, Block, PANEL_STEP_BYTES, TILE_BYTES, TILE_DEPTH, TILE_ROW_BYTES, TILE_ROWS, TileUnit};
+use super::tile::{
+    BLOCK, Block, PANEL_STEP_BYTES, TILE_BYTES, TILE_DEPTH, TILE_ROW_BYTES, TILE_ROWS, TileUnit,
+};
 use crate::isa::Isa;
 
 /// `vdpbf16ps`: two bf16 products added to each of 16 fp32 sums.

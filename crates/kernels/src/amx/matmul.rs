@@ -347,7 +347,11 @@ impl<T: TileUnit, V: VectorUnit> Walk<'_, T, V> {
         buffer: &mut Buffer,
     ) -> ([*const u8; 2], usize, usize) {
         let a = self.a;
-        if T::READS_A_IN_PLACE && a.is_row_major() && rows.len().is_multiple_of(TILE_ROWS) && ks.len().is_multiple_of(TILE_DEPTH) {
+        if T::READS_A_IN_PLACE
+            && a.is_row_major()
+            && rows.len().is_multiple_of(TILE_ROWS)
+            && ks.len().is_multiple_of(TILE_DEPTH)
+        {
             let row_bytes = a.row_stride * size_of::<bf16>();
             let start = a.data.as_ptr().wrapping_add(rows.start * a.row_stride + ks.start).cast::<u8>();
             // A tile row that straddles two cache lines costs two accesses each time it is loaded.

@@ -19,8 +19,8 @@ mod vector;
 #[cfg(target_arch = "x86_64")]
 mod vector_avx512;
 
-pub use matmul::{MatmulOutput, Scratch, matmul_bf16, matmul_packed};
 pub(crate) use matmul::matmul_bf16_dot;
+pub use matmul::{MatmulOutput, Scratch, matmul_bf16, matmul_packed};
 pub use packed::{PackedB, pack_b};
 
 /// Proof that AMX works in this process: the CPU has it, the kernel granted it and the self-test passed.

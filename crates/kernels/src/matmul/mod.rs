@@ -65,7 +65,9 @@ pub fn matmul<A: Element, B: Element, C: Element>(
             amx::matmul_bf16(amx, a, b, c.data, c.row_stride, accumulate, scratch)
         });
     }
-    if let (true, Some(a_data), Some(b_data)) = (isa.has_avx512_bf16(), A::as_bf16(a.data), B::as_bf16(b.data)) {
+    if let (true, Some(a_data), Some(b_data)) =
+        (isa.has_avx512_bf16(), A::as_bf16(a.data), B::as_bf16(b.data))
+    {
         let (a, b) = (a.with_data(a_data), b.with_data(b_data));
         let accumulate = store == Store::Accumulate;
         TILE_SCRATCH.with_borrow_mut(|scratch| {
