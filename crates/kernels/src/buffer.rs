@@ -71,6 +71,12 @@ impl Buffer {
         unsafe { std::slice::from_raw_parts_mut(self.as_mut_ptr().cast(), self.len() / 4) }
     }
 
+    /// All of it.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: the buffer holds that many initialised bytes.
+        unsafe { std::slice::from_raw_parts(self.as_ptr(), self.len()) }
+    }
+
     /// All of it as words of 32 bits.
     pub fn words(&self) -> &[u32] {
         // SAFETY: as for `floats`; every bit pattern is a u32.

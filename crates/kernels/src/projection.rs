@@ -73,9 +73,9 @@ impl PackedWeight {
         self.outputs.div_ceil(columns(self.isa))
     }
 
-    /// Memory held, in bytes.
+    /// Bytes that a product reads, all panels and scales; the memory held ends on a page.
     pub fn bytes(&self) -> usize {
-        self.panels.len()
+        4 * self.panels() * panel_words(self.isa, self.format, self.inputs)
     }
 
     /// The outputs of a range of panels.

@@ -49,7 +49,7 @@ impl LocalModel {
         stop.extend(&config.eos);
         stop.sort_unstable();
         stop.dedup();
-        let model = Inference::new(decoder, cpu);
+        let model = Inference::with_format(decoder, cpu, settings.weights);
         let engine = Engine::start(model, tokenizer.clone(), cpu.clone(), settings)
             .map_err(|error| format!("starting the engine's thread: {error}"))?;
         Ok(LocalModel {
