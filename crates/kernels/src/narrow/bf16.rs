@@ -1,7 +1,7 @@
 //! Weights in bf16. With AVX-512's bf16 dot products, inputs are rounded to bf16 too, for any number of rows; other
 //! instruction sets widen the weights and multiply f32 inputs.
 
-use super::{Family, Operands};
+use super::{Family, Operands, prefetch};
 use crate::Isa;
 #[cfg(target_arch = "x86_64")]
 use crate::Level;
@@ -125,6 +125,7 @@ macro_rules! family {
                     let mut vectors = [[$right(b); 2]; PANELS];
                     for panel in 0..PANELS {
                         let b = b.add(panel * right_stride);
+                        prefetch(ROWS, b);
                         vectors[panel] = [$right(b), $right(b.add($lanes))];
                     }
                     for row in 0..ROWS {

@@ -56,6 +56,26 @@ pub(crate) trait Family {
     unsafe fn run(rows: usize, panels: usize, operands: &Operands);
 }
 
+/// Bytes between what is read and what is fetched, for few rows, which wait for memory.
+const AHEAD: usize = 8192;
+
+/// Fetches what a panel has [`AHEAD`] of `right`: two lines, a step of the widest vectors.
+#[inline(always)]
+fn prefetch(rows: usize, right: *const u32) {
+    #[cfg(target_arch = "x86_64")]
+    if rows <= 2 {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        let ahead = right.wrapping_byte_add(AHEAD).cast::<i8>();
+        // SAFETY: a prefetch reads nothing that the program could see, wherever it points.
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(ahead);
+            _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64));
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (rows, right);
+}
+
 /// Steps of depth: words per column.
 fn steps(format: WeightFormat, inputs: usize) -> usize {
     inputs.div_ceil(if format == WeightFormat::Int8 { 4 } else { 2 })
