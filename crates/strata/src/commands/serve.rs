@@ -183,7 +183,7 @@ fn server(arguments: &ServeArguments, place: &Place, keys: Keys) -> Result<Serve
         keys,
         bounds: Bounds {
             body_bytes: mebibytes(arguments.body, bounds.body_bytes),
-            max_tokens: arguments.max_tokens.unwrap_or(bounds.max_tokens),
+            max_tokens: arguments.max_tokens.or(bounds.max_tokens),
             patience: seconds(arguments.timeout, bounds.patience),
             ..bounds
         },
