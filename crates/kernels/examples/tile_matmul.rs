@@ -1,12 +1,12 @@
-//! Speed of the AMX matrix product on one thread, as a share of the peak measured in the same run:
+//! Speed of the tiled matrix product of bf16 on one thread, as a share of the peak measured in the same run:
 //! `cargo run --release -p strata-kernels --example tile_matmul`.
 
 use std::hint::black_box;
 use std::time::Instant;
 
 use half::bf16;
-use strata_kernels::amx::{Amx, MatmulOutput, Scratch, matmul_bf16, matmul_packed, pack_b};
-use strata_kernels::peak::peak_flops;
+use strata_kernels::peak::peak_flops_bf16;
+use strata_kernels::tiles::{Bf16Unit, MatmulOutput, Scratch, matmul_bf16, matmul_packed, pack_b};
 use strata_kernels::{Isa, MatrixRef};
 
 /// Seconds for each measurement.
@@ -14,11 +14,11 @@ const SECONDS: f64 = 0.3;
 
 fn main() {
     let isa = Isa::best();
-    let Some(amx) = isa.amx() else {
-        println!("nothing to measure: {}", Isa::amx_status());
+    let Some(unit) = isa.bf16_unit() else {
+        println!("nothing to measure: no fast products of bf16; {}", Isa::amx_status());
         return;
     };
-    let peak = peak_flops(isa, SECONDS);
+    let peak = peak_flops_bf16(isa, SECONDS);
     println!("peak {:.2} TFLOP/s on one thread", peak / 1e12);
     println!("{:>6} {:>6} {:>6}  forward packed  forward  input gradient  weight gradient", "m", "k", "n");
     for (m, k, n) in [
@@ -30,30 +30,30 @@ fn main() {
         (2048, 2048, 2048),
         (16, 2048, 2048),
     ] {
-        let shares = measure(isa, amx, m, k, n).map(|flops| 100.0 * flops / peak);
+        let shares = measure(isa, unit, m, k, n).map(|flops| 100.0 * flops / peak);
         let [packed, forward, input, weight] = shares;
         println!("{m:>6} {k:>6} {n:>6}  {packed:>12.1} % {forward:>6.1} % {input:>13.1} % {weight:>14.1} %");
     }
 }
 
 /// Operations per second of Y = X·Wᵀ with packed and plain W, dX = dY·W, and dW += dYᵀ·X.
-fn measure(isa: Isa, amx: Amx, m: usize, k: usize, n: usize) -> [f64; 4] {
+fn measure(isa: Isa, unit: Bf16Unit, m: usize, k: usize, n: usize) -> [f64; 4] {
     let (x, w, dy) = (ones(m * k), ones(n * k), ones(m * n));
     let (x, w, dy) = (MatrixRef::new(&x, m, k), MatrixRef::new(&w, n, k), MatrixRef::new(&dy, m, n));
     let packed = pack_b(isa, w.transposed());
     let mut scratch = Scratch::new();
     let (mut y, mut dx, mut dw) = (ones(m * n), ones(m * k), vec![0.0f32; n * k]);
     let operations = 2.0 * m as f64 * k as f64 * n as f64;
-    let mut plain = |a, b, c: &mut [bf16], stride| view(amx, a, b, c, stride, false, &mut scratch);
+    let mut plain = |a, b, c: &mut [bf16], stride| view(unit, a, b, c, stride, false, &mut scratch);
     let forward = rate(operations, || plain(x, w.transposed(), &mut y, n));
     let input = rate(operations, || plain(dy, w, &mut dx, k));
-    let weight = rate(operations, || view(amx, dy.transposed(), x, &mut dw, k, true, &mut scratch));
-    let packed = rate(operations, || matmul_packed(amx, x, &packed, &mut y, n, false, &mut scratch));
+    let weight = rate(operations, || view(unit, dy.transposed(), x, &mut dw, k, true, &mut scratch));
+    let packed = rate(operations, || matmul_packed(unit, x, &packed, &mut y, n, false, &mut scratch));
     [packed, forward, input, weight]
 }
 
 fn view<C: MatmulOutput>(
-    amx: Amx,
+    unit: Bf16Unit,
     a: MatrixRef<bf16>,
     b: MatrixRef<bf16>,
     c: &mut [C],
@@ -61,7 +61,7 @@ fn view<C: MatmulOutput>(
     accumulate: bool,
     scratch: &mut Scratch,
 ) {
-    matmul_bf16(amx, a, b, black_box(c), stride, accumulate, scratch);
+    matmul_bf16(unit, a, b, black_box(c), stride, accumulate, scratch);
 }
 
 fn ones(len: usize) -> Vec<bf16> {

@@ -160,6 +160,29 @@ impl Lines {
     }
 }
 
+/// A vector with room for `capacity` elements, in huge pages where it is large and the system has some.
+pub fn vec_with_capacity<T>(capacity: usize) -> Vec<T> {
+    let mut vec: Vec<T> = Vec::with_capacity(capacity);
+    let bytes = vec.capacity() * size_of::<T>();
+    if bytes >= 2 * HUGE_PAGE_BYTES {
+        let start = vec.as_mut_ptr().cast::<u8>();
+        // Only whole huge pages inside the vector.
+        let skipped = start.align_offset(HUGE_PAGE_BYTES);
+        let whole = bytes.saturating_sub(skipped) / HUGE_PAGE_BYTES * HUGE_PAGE_BYTES;
+        if let Some(start) = NonNull::new(start.wrapping_add(skipped)).filter(|_| whole > 0) {
+            ask_for_huge_pages(start, whole);
+        }
+    }
+    vec
+}
+
+/// A vector of `length` times `value`, in huge pages where it is large and the system has some.
+pub fn filled_vec<T: Copy>(length: usize, value: T) -> Vec<T> {
+    let mut vec = vec_with_capacity(length);
+    vec.resize(length, value);
+    vec
+}
+
 #[cfg(target_os = "linux")]
 fn ask_for_huge_pages(start: NonNull<u8>, bytes: usize) {
     // SAFETY: the range was just allocated and belongs to the caller; the advice changes how it is backed,
@@ -194,6 +217,14 @@ impl std::fmt::Debug for Buffer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn vectors_of_any_size_hold_what_they_were_filled_with() {
+        for length in [0, 1, 1000, (4 << 20) / 4, (9 << 20) / 4 + 1] {
+            let vec = filled_vec(length, 3.0f32);
+            assert!(vec.len() == length && vec.iter().all(|&v| v == 3.0));
+        }
+    }
 
     #[test]
     fn buffers_are_aligned_zeroed_and_keep_their_contents_when_large_enough() {

@@ -1,6 +1,6 @@
 //! The two element types of activations and weights.
 
-use crate::amx::MatmulOutput;
+use crate::tiles::MatmulOutput;
 use half::bf16;
 
 /// A number as it is stored: `f32`, or `bf16` that is widened to `f32` for every computation.

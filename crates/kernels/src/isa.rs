@@ -3,8 +3,8 @@
 use std::fmt;
 use std::sync::OnceLock;
 
-use crate::amx::Amx;
-use crate::amx::self_test::SelfTestFailure;
+use crate::tiles::self_test::SelfTestFailure;
+use crate::tiles::{Amx, Bf16Unit};
 
 /// Families of instructions that kernels are written for, ordered from narrow to wide.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
@@ -184,9 +184,9 @@ impl Isa {
         self.0 >= Level::Avx512 && detected().avx512_vnni
     }
 
-    /// Whether products of bf16 are faster than those of f32: AMX tiles or AVX-512's dot products.
-    pub fn multiplies_bf16(self) -> bool {
-        self.0 == Level::Amx || self.has_avx512_bf16()
+    /// The proof that products of bf16 are faster than those of f32 here, by AMX tiles or AVX-512's dot products.
+    pub fn bf16_unit(self) -> Option<Bf16Unit> {
+        Bf16Unit::of(self)
     }
 
     /// The proof that tile functions ask for; `None` below [`Level::Amx`].
@@ -223,7 +223,7 @@ fn detect() -> Detected {
     ));
     let amx = match avx512_lacks {
         Some(feature) => AmxStatus::CpuLacks(feature),
-        None => crate::amx::self_test::detect(),
+        None => crate::tiles::self_test::detect(),
     };
     let best = match (avx2_lacks, avx512_lacks, amx) {
         (None, None, AmxStatus::Ready) => Level::Amx,

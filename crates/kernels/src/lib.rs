@@ -11,7 +11,6 @@
 #[macro_use]
 mod multiversion;
 
-pub mod amx;
 pub mod attention;
 pub mod attention_step;
 pub mod buffer;
@@ -33,6 +32,7 @@ pub mod rotary;
 pub mod swiglu;
 pub mod team;
 pub(crate) mod tile;
+pub mod tiles;
 
 #[cfg(test)]
 pub(crate) mod reference;

@@ -196,7 +196,7 @@ mod amx {
     use std::arch::asm;
 
     use super::{ROUNDS, rate};
-    use crate::amx::tile_session;
+    use crate::tiles::tile_session;
 
     /// Operations of one `tdpbf16ps`: 16 × 16 sums of 32 products.
     const OPERATIONS: usize = 2 * 16 * 16 * 32;

@@ -46,7 +46,10 @@ impl Decoder {
         config.check(Path::new("config.json"))?;
         let mut layout = Layout::new();
         let (width, heads) = (config.width, heads(config));
-        let embedding = layout.matrix(config.vocab_size, width);
+        let embedding = match config.tied {
+            true => layout.matrix(config.vocab_size, width),
+            false => layout.table(config.vocab_size, width),
+        };
         let blocks: Vec<Block> = (0..config.layers)
             .map(|_| Block {
                 attention_norm: layout.vector(width),

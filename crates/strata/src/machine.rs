@@ -104,7 +104,7 @@ impl MachineArguments {
         let precision = match self.precision {
             Some(PrecisionName::F32) => Precision::F32,
             Some(PrecisionName::Bf16) => Precision::Bf16,
-            None if isa.multiplies_bf16() => Precision::Bf16,
+            None if isa.bf16_unit().is_some() => Precision::Bf16,
             None => Precision::F32,
         };
         let cpu = Cpu::new(isa, threads).with_context(|| format!("starting {threads} threads"))?;

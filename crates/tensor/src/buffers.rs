@@ -3,6 +3,7 @@
 
 use crate::parameters::Activation;
 use strata_kernels::bf16;
+use strata_kernels::buffer::vec_with_capacity;
 
 /// Buffers that wait to be used again.
 #[derive(Default, Debug)]
@@ -24,7 +25,7 @@ impl Buffers {
             (0..free.len()).filter(|&i| free[i].capacity() >= length).min_by_key(|&i| free[i].capacity());
         let mut buffer = match best {
             Some(i) if free[i].capacity() <= 2 * length.max(1024) => free.swap_remove(i),
-            _ => Vec::with_capacity(length),
+            _ => vec_with_capacity(length),
         };
         buffer.resize(length, E::default());
         buffer

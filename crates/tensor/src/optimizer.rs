@@ -2,6 +2,7 @@
 
 use crate::{Cpu, Gradients, Parameters};
 use strata_kernels::bf16;
+use strata_kernels::buffer::filled_vec;
 use strata_kernels::element::convert;
 use strata_kernels::optimizer::{AdamWStep, adamw};
 
@@ -48,8 +49,11 @@ impl AdamW {
         gradient_scale: f32,
     ) {
         let (layout, values, half) = parameters.parts_mut();
-        state.first.resize(values.len(), 0.0);
-        state.second.resize(values.len(), 0.0);
+        for moments in [&mut state.first, &mut state.second] {
+            if moments.len() != values.len() {
+                *moments = filled_vec(values.len(), 0.0);
+            }
+        }
         state.step += 1;
         let mut tasks = Vec::new();
         let (mut v, mut h) = (values, half);

@@ -3,7 +3,9 @@
 use crate::buffers::Buffers;
 use crate::cpu::Cpu;
 use std::ops::Range;
-use strata_kernels::{Element, bf16, element};
+use strata_kernels::buffer::filled_vec;
+use strata_kernels::tiles::PackedB;
+use strata_kernels::{Element, MatrixRef, bf16, element};
 
 /// Names one parameter of a [`Layout`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -14,6 +16,8 @@ struct Entry {
     rows: usize,
     columns: usize,
     decay: bool,
+    /// Whether products are taken with it, so that it is worth packing.
+    multiplied: bool,
     start: usize,
 }
 
@@ -32,16 +36,22 @@ impl Layout {
 
     /// Adds a weight matrix (rows, columns); weight decay applies to it.
     pub fn matrix(&mut self, rows: usize, columns: usize) -> ParameterId {
-        self.push(rows, columns, true)
+        self.push(rows, columns, true, true)
+    }
+
+    /// Adds a table (rows, columns) whose rows are looked up and which nothing is multiplied with; weight decay applies
+    /// to it.
+    pub fn table(&mut self, rows: usize, columns: usize) -> ParameterId {
+        self.push(rows, columns, true, false)
     }
 
     /// Adds a vector, such as the gain of a norm; weight decay does not apply to it.
     pub fn vector(&mut self, length: usize) -> ParameterId {
-        self.push(1, length, false)
+        self.push(1, length, false, false)
     }
 
-    fn push(&mut self, rows: usize, columns: usize, decay: bool) -> ParameterId {
-        self.entries.push(Entry { rows, columns, decay, start: self.length });
+    fn push(&mut self, rows: usize, columns: usize, decay: bool, multiplied: bool) -> ParameterId {
+        self.entries.push(Entry { rows, columns, decay, multiplied, start: self.length });
         self.length += rows * columns;
         ParameterId(self.entries.len() - 1)
     }
@@ -80,13 +90,14 @@ pub struct Parameters {
     layout: Layout,
     values: Vec<f32>,
     half: Vec<bf16>,
+    packed: PackedWeights,
 }
 
 impl Parameters {
     /// Zeros of the given layout.
     pub fn zeros(layout: Layout) -> Parameters {
-        let values = vec![0.0; layout.len()];
-        Parameters { layout, values, half: Vec::new() }
+        let values = filled_vec(layout.len(), 0.0);
+        Parameters { layout, values, half: Vec::new(), packed: PackedWeights::default() }
     }
 
     /// Shapes and places.
@@ -126,6 +137,7 @@ impl Parameters {
         let start = self.layout.range(id).start;
         self.layout.entries.pop();
         self.half = Vec::new();
+        self.packed = PackedWeights::default();
         let result = read(&self.values[start..]);
         self.layout.length = start;
         self.values.truncate(start);
@@ -133,19 +145,70 @@ impl Parameters {
         result
     }
 
-    /// Masters and, where it exists, their bf16 copy.
+    /// Masters and, where it exists, their bf16 copy, to be changed together.
     pub(crate) fn parts_mut(&mut self) -> (&Layout, &mut [f32], &mut [bf16]) {
+        self.packed.stale = true;
         (&self.layout, &mut self.values, &mut self.half)
     }
 
-    /// Makes sure that the bf16 copy exists; the optimiser keeps it fresh from then on.
+    /// Makes sure that the bf16 copy exists and is packed for products; the optimiser keeps the copy fresh from then
+    /// on, and this packs it again after a step.
     pub fn ensure_half(&mut self, cpu: &Cpu) {
         if self.half.len() != self.values.len() {
-            self.half.resize(self.values.len(), bf16::ZERO);
+            self.half = filled_vec(self.values.len(), bf16::ZERO);
             let chunk = self.values.len().div_ceil(cpu.threads()).max(1);
             let items: Vec<_> = self.values.chunks(chunk).zip(self.half.chunks_mut(chunk)).collect();
             cpu.for_each(items, |(from, to)| element::convert(cpu.isa(), from, to));
+            self.packed.stale = true;
         }
+        if self.packed.stale {
+            self.packed.refresh(cpu, &self.layout, &self.half);
+        }
+    }
+}
+
+/// The bf16 copy of every matrix once more, as products read it; empty where the CPU does not multiply bf16.
+#[derive(Debug, Default)]
+struct PackedWeights {
+    weights: Vec<Option<PackedWeight>>,
+    /// Whether the weights have changed since.
+    stale: bool,
+}
+
+/// A weight of shape (n, k), packed for both products that a training step takes with it.
+#[derive(Debug, Default)]
+pub struct PackedWeight {
+    /// For `y = x · Wᵀ`.
+    pub forward: PackedB,
+    /// For `dx = dy · W`.
+    pub backward: PackedB,
+}
+
+impl PackedWeights {
+    fn refresh(&mut self, cpu: &Cpu, layout: &Layout, half: &[bf16]) {
+        self.stale = false;
+        if cpu.isa().bf16_unit().is_none() {
+            return;
+        }
+        let packed = |entry: &Entry| entry.multiplied.then(PackedWeight::default);
+        if self.weights.is_empty() {
+            self.weights = layout.entries.iter().map(packed).collect();
+        }
+        let mut tasks = Vec::new();
+        for (entry, weight) in layout.entries.iter().zip(&mut self.weights) {
+            let Some(PackedWeight { forward, backward }) = weight else { continue };
+            let values = &half[entry.start..entry.start + entry.rows * entry.columns];
+            let view = MatrixRef::new(values, entry.rows, entry.columns);
+            tasks.extend([(forward, view.transposed()), (backward, view)]);
+        }
+        cpu.for_each(tasks, |(packed, view)| packed.refresh(cpu.isa(), view));
+    }
+}
+
+/// A copy packs its own when it needs it.
+impl Clone for PackedWeights {
+    fn clone(&self) -> PackedWeights {
+        PackedWeights { weights: Vec::new(), stale: true }
     }
 }
 
@@ -158,7 +221,7 @@ pub struct Gradients {
 impl Gradients {
     /// Zeros of the given layout.
     pub fn zeros(layout: &Layout) -> Gradients {
-        Gradients { values: vec![0.0; layout.len()] }
+        Gradients { values: filled_vec(layout.len(), 0.0) }
     }
 
     /// All gradients, flat.
@@ -188,6 +251,8 @@ impl Gradients {
 pub trait Activation: Element {
     /// The weights of a parameter in this type.
     fn weights(parameters: &Parameters, id: ParameterId) -> &[Self];
+    /// A weight as products read it, where it was packed.
+    fn packed(parameters: &Parameters, id: ParameterId) -> Option<&PackedWeight>;
     /// The free buffers of this type.
     fn free(buffers: &mut Buffers) -> &mut Vec<Vec<Self>>;
 }
@@ -195,6 +260,9 @@ pub trait Activation: Element {
 impl Activation for f32 {
     fn weights(parameters: &Parameters, id: ParameterId) -> &[f32] {
         parameters.get(id)
+    }
+    fn packed(_: &Parameters, _: ParameterId) -> Option<&PackedWeight> {
+        None
     }
     fn free(buffers: &mut Buffers) -> &mut Vec<Vec<f32>> {
         buffers.f32_list()
@@ -206,6 +274,9 @@ impl Activation for bf16 {
     /// Where [`Parameters::ensure_half`] was not called.
     fn weights(parameters: &Parameters, id: ParameterId) -> &[bf16] {
         &parameters.half[parameters.layout.range(id)]
+    }
+    fn packed(parameters: &Parameters, id: ParameterId) -> Option<&PackedWeight> {
+        parameters.packed.weights.get(id.0)?.as_ref()
     }
     fn free(buffers: &mut Buffers) -> &mut Vec<Vec<bf16>> {
         buffers.bf16_list()

@@ -7,7 +7,7 @@
 pub(crate) mod pack;
 
 use crate::tile::{self, Left, Panels, Shape, Tile, with_tile};
-use crate::{BlockMut, Element, Isa, MatrixMut, MatrixRef, amx};
+use crate::{BlockMut, Element, Isa, MatrixMut, MatrixRef, tiles};
 use pack::{Operand, pack_a, pack_b};
 use std::cell::RefCell;
 
@@ -29,12 +29,12 @@ const BLOCK_COLUMNS: usize = 2048;
 
 thread_local! {
     static SCRATCH: RefCell<pack::Scratch> = const { RefCell::new(pack::Scratch::new()) };
-    static TILE_SCRATCH: RefCell<amx::Scratch> = const { RefCell::new(amx::Scratch::new()) };
+    static TILE_SCRATCH: RefCell<tiles::Scratch> = const { RefCell::new(tiles::Scratch::new()) };
 }
 
 /// `C = A·B` or `C += A·B`, with `A` of shape (m, k), `B` (k, n) and `C` (m, n), on the calling thread.
 ///
-/// Two bf16 operands are multiplied on AMX tiles where the instruction set has them. Otherwise operands of
+/// Two bf16 operands are multiplied by AMX tiles or AVX-512's dot products where there are such. Otherwise operands of
 /// either element type are widened to f32 while they are packed, sums are f32. Panels live in a
 /// buffer that each thread keeps, so a repeated call allocates nothing. The order of additions depends on k
 /// alone, so a row of C is the same bit for bit whatever other rows are computed with it.
@@ -58,24 +58,36 @@ pub fn matmul<A: Element, B: Element, C: Element>(
         c.rows,
         c.columns
     );
-    if let (Some(amx), Some(a_data), Some(b_data)) = (isa.amx(), A::as_bf16(a.data), B::as_bf16(b.data)) {
-        let (a, b) = (a.with_data(a_data), b.with_data(b_data));
-        let accumulate = store == Store::Accumulate;
-        return TILE_SCRATCH.with_borrow_mut(|scratch| {
-            amx::matmul_bf16(amx, a, b, c.data, c.row_stride, accumulate, scratch)
-        });
-    }
-    if let (true, Some(a_data), Some(b_data)) =
-        (isa.has_avx512_bf16(), A::as_bf16(a.data), B::as_bf16(b.data))
+    if let (Some(unit), Some(a_data), Some(b_data)) =
+        (isa.bf16_unit(), A::as_bf16(a.data), B::as_bf16(b.data))
     {
         let (a, b) = (a.with_data(a_data), b.with_data(b_data));
         let accumulate = store == Store::Accumulate;
-        TILE_SCRATCH.with_borrow_mut(|scratch| {
-            amx::matmul_bf16_dot(isa, a, b, c.data, c.row_stride, accumulate, scratch)
+        return TILE_SCRATCH.with_borrow_mut(|scratch| {
+            tiles::matmul_bf16(unit, a, b, c.data, c.row_stride, accumulate, scratch)
         });
-        return;
     }
     SCRATCH.with_borrow_mut(|scratch| with_tile!(isa, blocked, <A, B, C>(isa, a, b, c, store, scratch)));
+}
+
+/// As [`matmul`] with a B of bf16 that was packed before.
+///
+/// # Panics
+/// Where the shapes do not fit together, A is not bf16, or the CPU has no products of bf16 ([`Isa::bf16_unit`]).
+pub fn matmul_packed<A: Element, C: Element>(
+    isa: Isa,
+    a: MatrixRef<'_, A>,
+    b: &tiles::PackedB,
+    c: MatrixMut<'_, C>,
+    store: Store,
+) {
+    let (Some(unit), Some(data)) = (isa.bf16_unit(), A::as_bf16(a.data)) else {
+        panic!("matmul: a packed operand for {isa} and {}", std::any::type_name::<A>());
+    };
+    let accumulate = store == Store::Accumulate;
+    TILE_SCRATCH.with_borrow_mut(|scratch| {
+        tiles::matmul_packed(unit, a.with_data(data), b, c.data, c.row_stride, accumulate, scratch);
+    });
 }
 
 fn blocked<K: Tile, A: Element, B: Element, C: Element>(

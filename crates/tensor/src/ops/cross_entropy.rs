@@ -1,7 +1,7 @@
 //! The output head fused with softmax cross-entropy: logits exist for a few hundred tokens at a time.
 
 use crate::cpu::rows_mut;
-use crate::ops::linear::{accumulate_weight_gradient, product};
+use crate::ops::linear::{accumulate_weight_gradient, backward_product, forward_product};
 use crate::tape::{Tape, Var};
 use crate::{Activation, Cpu, ParameterId};
 use std::ops::Range;
@@ -42,7 +42,6 @@ impl<E: Activation> Tape<'_, E> {
         let mut d_rows = self.buffers.take::<E>(if recording { chunk * width } else { 0 });
         let mut logits = self.buffers.take::<f32>(chunk * vocabulary);
         let mut d_logits = self.buffers.take::<E>(if recording { chunk * vocabulary } else { 0 });
-        let weights = E::weights(self.parameters, head);
         let mut total = 0.0;
         for part in counted.chunks(CHUNK) {
             let n = part.len();
@@ -50,20 +49,15 @@ impl<E: Activation> Tape<'_, E> {
             for (to, &i) in rows.chunks_exact_mut(width).zip(part) {
                 to.copy_from_slice(&self.value(x)[i * width..][..width]);
             }
-            let head_view = MatrixRef::new(weights, vocabulary, width);
-            product(
-                self.cpu,
-                MatrixRef::new(rows, n, width),
-                head_view.transposed(),
-                logits,
-                Store::Overwrite,
-            );
+            let x = MatrixRef::new(&*rows, n, width);
+            forward_product(self.cpu, self.parameters, x, head, logits, Store::Overwrite);
             let scale = recording.then_some(loss.gradient_scale);
             let d = if recording { &mut d_logits[..n * vocabulary] } else { &mut [][..] };
             total += chunk_loss(self.cpu, logits, d, vocabulary, part, loss, scale);
             if let (Some(gradient), Some(gradients)) = (&mut gradient, &mut self.gradients) {
                 let d_rows = &mut d_rows[..n * width];
-                product(self.cpu, MatrixRef::new(d, n, vocabulary), head_view, d_rows, Store::Overwrite);
+                let d_view = MatrixRef::new(&*d, n, vocabulary);
+                backward_product(self.cpu, self.parameters, d_view, head, d_rows, Store::Overwrite);
                 for (from, &i) in d_rows.chunks_exact(width).zip(part) {
                     gradient[i * width..][..width].copy_from_slice(from);
                 }

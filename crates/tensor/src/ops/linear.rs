@@ -2,7 +2,9 @@
 
 use crate::cpu::rows_mut;
 use crate::tape::{Operation, Tape, Var};
-use crate::{Activation, Cpu, ParameterId};
+use crate::{Activation, Cpu, ParameterId, Parameters};
+use strata_kernels::matmul::matmul_packed;
+use strata_kernels::tiles::PackedB;
 use strata_kernels::{Element, MatrixMut, MatrixRef, Store, matmul};
 
 /// Rows are shared out in multiples of this, so that only the last thread meets a partial register tile.
@@ -31,8 +33,8 @@ impl<E: Activation> Tape<'_, E> {
             y.copy_from_slice(self.value(residual));
         }
         let store = if residual.is_some() { Store::Accumulate } else { Store::Overwrite };
-        let weights = MatrixRef::new(E::weights(self.parameters, weight), outputs, inputs).transposed();
-        product(self.cpu, MatrixRef::new(self.value(x), rows, inputs), weights, &mut y, store);
+        let x_view = MatrixRef::new(self.value(x), rows, inputs);
+        forward_product(self.cpu, self.parameters, x_view, weight, &mut y, store);
         self.push(outputs, y, Linear { x, weight, residual })
     }
 }
@@ -45,13 +47,12 @@ struct Linear {
 
 impl<E: Activation> Operation<E> for Linear {
     fn backward(self: Box<Self>, tape: &mut Tape<'_, E>, _: &[E], d_y: Vec<E>) {
-        let (outputs, inputs) = tape.parameters.layout().shape(self.weight);
+        let (outputs, _) = tape.parameters.layout().shape(self.weight);
         let rows = d_y.len() / outputs;
         let d_y_view = MatrixRef::new(&d_y, rows, outputs);
 
         let (mut d_x, store) = tape.take_gradient(self.x);
-        let weights = MatrixRef::new(E::weights(tape.parameters, self.weight), outputs, inputs);
-        product(tape.cpu, d_y_view, weights, &mut d_x, store);
+        backward_product(tape.cpu, tape.parameters, d_y_view, self.weight, &mut d_x, store);
         tape.set_gradient(self.x, d_x);
 
         weight_gradient(tape, self.weight, &d_y, self.x);
@@ -96,6 +97,60 @@ pub(crate) fn accumulate_weight_gradient<E: Element>(
         let d_y = MatrixRef::with_stride(&d_y[range.start..], rows, range.len(), outputs).transposed();
         let x = MatrixRef::new(x, rows, inputs);
         matmul(cpu.isa(), d_y, x, MatrixMut::new(piece, range.len(), inputs), Store::Accumulate);
+    });
+}
+
+/// `y = x · Wᵀ` for a weight W of shape (outputs, inputs).
+pub(crate) fn forward_product<E: Activation, C: Element>(
+    cpu: &Cpu,
+    parameters: &Parameters,
+    x: MatrixRef<'_, E>,
+    weight: ParameterId,
+    y: &mut [C],
+    store: Store,
+) {
+    let (outputs, inputs) = parameters.layout().shape(weight);
+    match E::packed(parameters, weight) {
+        Some(packed) => packed_product(cpu, x, &packed.forward, y, store),
+        None => {
+            let weights = MatrixRef::new(E::weights(parameters, weight), outputs, inputs);
+            product(cpu, x, weights.transposed(), y, store);
+        }
+    }
+}
+
+/// `dx = dy · W` for a weight W of shape (outputs, inputs).
+pub(crate) fn backward_product<E: Activation, C: Element>(
+    cpu: &Cpu,
+    parameters: &Parameters,
+    d_y: MatrixRef<'_, E>,
+    weight: ParameterId,
+    d_x: &mut [C],
+    store: Store,
+) {
+    let (outputs, inputs) = parameters.layout().shape(weight);
+    match E::packed(parameters, weight) {
+        Some(packed) => packed_product(cpu, d_y, &packed.backward, d_x, store),
+        None => {
+            let weights = MatrixRef::new(E::weights(parameters, weight), outputs, inputs);
+            product(cpu, d_y, weights, d_x, store);
+        }
+    }
+}
+
+/// `c = a · b` shared out by rows of `a`.
+fn packed_product<A: Element, C: Element>(
+    cpu: &Cpu,
+    a: MatrixRef<'_, A>,
+    b: &PackedB,
+    c: &mut [C],
+    store: Store,
+) {
+    let ranges = cpu.ranges(a.rows(), GRAIN);
+    let pieces = rows_mut(c, b.n(), &ranges);
+    cpu.for_each(ranges.into_iter().zip(pieces).collect(), |(range, piece)| {
+        let rows = range.len();
+        matmul_packed(cpu.isa(), a.row_range(range), b, MatrixMut::new(piece, rows, b.n()), store);
     });
 }
 

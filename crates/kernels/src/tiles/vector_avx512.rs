@@ -10,7 +10,7 @@ use super::vector::{BlockSums, TILE_ELEMENTS, VectorUnit};
 use crate::isa::{Isa, Level};
 
 /// AVX-512 F, BW, DQ and VL; also the bf16 conversion where the CPU has it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Avx512Vectors {
     converts_bf16: bool,
 }
@@ -44,6 +44,12 @@ impl VectorUnit for Avx512Vectors {
     unsafe fn interleave_tile(self, src: *const bf16, row_stride: usize, dst: *mut bf16) {
         // SAFETY: as above.
         unsafe { interleave_tile(src, row_stride, dst) }
+    }
+
+    #[inline]
+    unsafe fn interleave_tiles(self, src: *const bf16, row_stride: usize, dst: *mut bf16) {
+        // SAFETY: as above.
+        unsafe { interleave_tiles(src, row_stride, dst) }
     }
 
     #[inline]
@@ -112,6 +118,28 @@ unsafe fn interleave_tile(src: *const bf16, row_stride: usize, dst: *mut bf16) {
             let odd = _mm512_cvtepu16_epi32(_mm256_loadu_si256(row.add(row_stride).cast()));
             let pairs = _mm512_or_si512(even, _mm512_slli_epi32::<16>(odd));
             _mm512_store_si512(dst.add(32 * pair).cast(), pairs);
+        }
+    }
+}
+
+/// # Safety
+/// As [`VectorUnit::interleave_tiles`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn interleave_tiles(src: *const bf16, row_stride: usize, dst: *mut bf16) {
+    for pair in 0..16 {
+        // SAFETY: 64 bytes each of rows 2·pair and 2·pair + 1; `dst` and its rows are 64-byte aligned.
+        unsafe {
+            let row = src.add(2 * pair * row_stride);
+            let even = _mm512_loadu_si512(row.cast());
+            let odd = _mm512_loadu_si512(row.add(row_stride).cast());
+            let pairs = |even: __m256i, odd: __m256i| {
+                let odd = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(odd));
+                _mm512_or_si512(_mm512_cvtepu16_epi32(even), odd)
+            };
+            let low = pairs(_mm512_castsi512_si256(even), _mm512_castsi512_si256(odd));
+            let high = pairs(_mm512_extracti64x4_epi64::<1>(even), _mm512_extracti64x4_epi64::<1>(odd));
+            _mm512_store_si512(dst.add(32 * pair).cast(), low);
+            _mm512_store_si512(dst.add(TILE_ELEMENTS + 32 * pair).cast(), high);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::tile::{BLOCK, TILE_DEPTH, TILE_ROWS};
+use super::tile::{BLOCK, TILE_COLS, TILE_DEPTH, TILE_ROWS};
 
 /// Elements of bf16 in a tile.
 pub(crate) const TILE_ELEMENTS: usize = TILE_ROWS * TILE_DEPTH;
@@ -26,6 +26,21 @@ pub(crate) trait VectorUnit: Copy {
     /// 32 rows of 16 elements, `row_stride` apart, can be read at `src`; a tile can be written at `dst`,
     /// which is 64-byte aligned; they do not overlap.
     unsafe fn interleave_tile(self, src: *const bf16, row_stride: usize, dst: *mut bf16);
+
+    /// Two tiles of B side by side from rows of B, one after the other, each as [`VectorUnit::interleave_tile`] makes
+    /// it. Rows are read a cache line at a time: where they lie a multiple of 4 KiB apart, a line may be gone from the
+    /// L1 cache before its second half is asked for.
+    ///
+    /// # Safety
+    /// 32 rows of 32 elements, `row_stride` apart, can be read at `src`; two tiles can be written at `dst`,
+    /// which is 64-byte aligned; they do not overlap.
+    unsafe fn interleave_tiles(self, src: *const bf16, row_stride: usize, dst: *mut bf16) {
+        // SAFETY: the caller's promise covers both halves.
+        unsafe {
+            self.interleave_tile(src, row_stride, dst);
+            self.interleave_tile(src.add(TILE_COLS), row_stride, dst.add(TILE_ELEMENTS));
+        }
+    }
 
     /// A tile of B from columns of B: of 16 rows of 16 pairs, pair p of row n becomes pair n of row p.
     ///

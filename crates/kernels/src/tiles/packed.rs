@@ -82,16 +82,37 @@ pub(crate) fn pack_panels<V: VectorUnit>(
     buffer.reserve(panels * steps * PANEL_STEP_BYTES);
     let start = buffer.as_mut_ptr();
     for panel in 0..panels {
-        for step in 0..steps {
+        // SAFETY: the buffer was made large enough for all panels, so for this one; buffer and offset are multiples
+        // of 64.
+        unsafe {
+            let dst = start.add(panel * steps * PANEL_STEP_BYTES);
+            pack_panel(vectors, b, rows.clone(), cols.start + panel * PANEL_COLS, dst);
+        }
+    }
+}
+
+/// Packs `rows` of the 32 columns of B from column `n` on: per 32 rows two tiles, as pairs.
+///
+/// # Safety
+/// For every 32 rows begun, two tiles can be written at `dst`, which is 64-byte aligned.
+pub(crate) unsafe fn pack_panel<V: VectorUnit>(
+    vectors: V,
+    b: MatrixRef<bf16>,
+    rows: std::ops::Range<usize>,
+    n: usize,
+    dst: *mut u8,
+) {
+    for (step, k) in rows.step_by(TILE_DEPTH).enumerate() {
+        // SAFETY: the caller vouches for two tiles per step. 32 rows of 32 columns of B are inside the slice where
+        // they are taken at once.
+        unsafe {
+            let dst: *mut bf16 = dst.add(step * PANEL_STEP_BYTES).cast();
+            if b.is_row_major() && k + TILE_DEPTH <= b.rows() && n + PANEL_COLS <= b.columns() {
+                vectors.interleave_tiles(b.data.as_ptr().add(k * b.row_stride + n), b.row_stride, dst);
+                continue;
+            }
             for half in 0..2 {
-                let offset = (panel * steps + step) * PANEL_STEP_BYTES + half * TILE_BYTES;
-                // SAFETY: the buffer was made large enough for all panels, so for this tile; buffer and
-                // offset are multiples of 64.
-                unsafe {
-                    let k = rows.start + step * TILE_DEPTH;
-                    let n = cols.start + panel * PANEL_COLS + half * TILE_COLS;
-                    pack_tile_b(vectors, b, k, n, start.add(offset).cast());
-                }
+                pack_tile_b(vectors, b, k, n + half * TILE_COLS, dst.byte_add(half * TILE_BYTES));
             }
         }
     }

@@ -2,22 +2,16 @@
 
 use half::bf16;
 
-use super::Amx;
-use super::packed::{PANEL_COLS, PackedB, pack_panels, pack_tile_a};
+use super::Bf16Unit;
+use super::packed::{PANEL_COLS, PackedB, pack_panel, pack_panels, pack_tile_a};
 use super::tile::{
     BLOCK, Block, NativeTiles, PANEL_STEP_BYTES, Session, TILE_BYTES, TILE_DEPTH, TILE_ROW_BYTES, TILE_ROWS,
     TileUnit,
 };
 use super::vector::{BlockSums, VectorUnit};
 use crate::buffer::Buffer;
-use crate::isa::Isa;
 use crate::matrix::{MatrixRef, span};
 
-/// Bytes of B that one pass over the rows of A uses. They are read once per 32 rows and should stay in a
-/// 2 MiB L2 beside the rows of A and C.
-const B_BYTES: usize = 1 << 20;
-/// Deepest product that keeps its sums in tiles from start to end. Deeper ones visit C more than once.
-const MAX_DEPTH: usize = 4096;
 /// Shallowest split of a product whose A has to be transposed. Less deep, loading and storing the sums
 /// (8 tiles per block) would take more than a tenth of the time of the products (4 per 32 of depth).
 const MIN_SPLIT_DEPTH: usize = 512;
@@ -87,7 +81,7 @@ use sealed::Output;
 /// # Panics
 /// The inner dimensions differ, rows of C overlap, or `c` is shorter than the matrix.
 pub fn matmul_bf16<C: MatmulOutput>(
-    amx: Amx,
+    unit: Bf16Unit,
     a: MatrixRef<bf16>,
     b: MatrixRef<bf16>,
     c: &mut [C],
@@ -95,37 +89,7 @@ pub fn matmul_bf16<C: MatmulOutput>(
     accumulate: bool,
     scratch: &mut Scratch,
 ) {
-    Product { tiles: NativeTiles::new(amx), vectors: native_vectors(amx), accumulate }.run(
-        a,
-        B::View(b),
-        c,
-        c_row_stride,
-        scratch,
-    );
-}
-
-/// As [`matmul_bf16`], by dot products of AVX-512; `None`, and nothing done, where the CPU has none.
-pub(crate) fn matmul_bf16_dot<C: MatmulOutput>(
-    isa: Isa,
-    a: MatrixRef<bf16>,
-    b: MatrixRef<bf16>,
-    c: &mut [C],
-    c_row_stride: usize,
-    accumulate: bool,
-    scratch: &mut Scratch,
-) -> Option<()> {
-    #[cfg(target_arch = "x86_64")]
-    {
-        let tiles = super::dot::Avx512Dot::new(isa)?;
-        let vectors = super::vector_avx512::Avx512Vectors::new(isa)?;
-        Product { tiles, vectors, accumulate }.run(a, B::View(b), c, c_row_stride, scratch);
-        Some(())
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        let _ = (isa, a, b, c, c_row_stride, accumulate, scratch);
-        None
-    }
+    run(unit, a, B::View(b), c, c_row_stride, accumulate, scratch);
 }
 
 /// As [`matmul_bf16`] with a B that was packed before.
@@ -133,7 +97,7 @@ pub(crate) fn matmul_bf16_dot<C: MatmulOutput>(
 /// # Panics
 /// As [`matmul_bf16`].
 pub fn matmul_packed<C: MatmulOutput>(
-    amx: Amx,
+    unit: Bf16Unit,
     a: MatrixRef<bf16>,
     b: &PackedB,
     c: &mut [C],
@@ -141,23 +105,43 @@ pub fn matmul_packed<C: MatmulOutput>(
     accumulate: bool,
     scratch: &mut Scratch,
 ) {
-    Product { tiles: NativeTiles::new(amx), vectors: native_vectors(amx), accumulate }.run(
-        a,
-        B::Packed(b),
-        c,
-        c_row_stride,
-        scratch,
-    );
+    run(unit, a, B::Packed(b), c, c_row_stride, accumulate, scratch);
 }
 
 #[cfg(target_arch = "x86_64")]
-fn native_vectors(amx: Amx) -> super::vector_avx512::Avx512Vectors {
-    super::vector_avx512::Avx512Vectors::beside(amx)
+fn run<C: MatmulOutput>(
+    unit: Bf16Unit,
+    a: MatrixRef<bf16>,
+    b: B,
+    c: &mut [C],
+    c_row_stride: usize,
+    accumulate: bool,
+    scratch: &mut Scratch,
+) {
+    use super::{Which, vector_avx512::Avx512Vectors};
+    match unit.0 {
+        Which::Amx(amx) => {
+            let (tiles, vectors) = (NativeTiles::new(amx), Avx512Vectors::beside(amx));
+            Product { tiles, vectors, accumulate }.run(a, b, c, c_row_stride, scratch);
+        }
+        Which::Dot(tiles) => {
+            let vectors = tiles.vectors();
+            Product { tiles, vectors, accumulate }.run(a, b, c, c_row_stride, scratch);
+        }
+    }
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn native_vectors(_amx: Amx) -> super::vector::PortableVectors {
-    super::vector::PortableVectors
+fn run<C: MatmulOutput>(
+    unit: Bf16Unit,
+    _a: MatrixRef<bf16>,
+    _b: B,
+    _c: &mut [C],
+    _c_row_stride: usize,
+    _accumulate: bool,
+    _scratch: &mut Scratch,
+) {
+    match unit.0 {}
 }
 
 /// The right operand.
@@ -186,14 +170,14 @@ pub(crate) struct Plan {
 impl Plan {
     /// Pieces of B stay in L2. A wide piece is preferred if A must be transposed, since that is repeated for
     /// each piece's columns; otherwise a deep one, because then C is visited once.
-    pub fn new(k: usize, n: usize, transposes_a: bool) -> Self {
+    pub fn new<T: TileUnit>(k: usize, n: usize, transposes_a: bool) -> Self {
         let most = if transposes_a {
-            (B_BYTES / (2 * n.next_multiple_of(BLOCK))).clamp(MIN_SPLIT_DEPTH, MAX_DEPTH)
+            (T::B_BYTES / (2 * n.next_multiple_of(BLOCK))).clamp(MIN_SPLIT_DEPTH, T::MAX_DEPTH)
         } else {
-            MAX_DEPTH
+            T::MAX_DEPTH
         };
         let depth = equal_parts(k, most);
-        let width = equal_parts(n, (B_BYTES / (2 * depth)).max(BLOCK));
+        let width = equal_parts(n, (T::B_BYTES / (2 * depth)).max(BLOCK));
         Plan { depth, width }
     }
 }
@@ -235,7 +219,7 @@ impl<T: TileUnit, V: VectorUnit> Product<T, V> {
             }
             return;
         }
-        let plan = Plan::new(k, n, !a.is_row_major());
+        let plan = Plan::new::<T>(k, n, !a.is_row_major());
         let walk = Walk {
             how: self,
             session: Session::open(self.tiles),
@@ -305,6 +289,7 @@ impl<T: TileUnit, V: VectorUnit> Walk<'_, T, V> {
                     a,
                     a_row_bytes,
                     a_step_bytes,
+                    a_as_pairs: T::READS_A_AS_PAIRS && !self.a.is_row_major(),
                     b,
                     k_tiles,
                     c: std::ptr::null_mut(),
@@ -361,6 +346,12 @@ impl<T: TileUnit, V: VectorUnit> Walk<'_, T, V> {
         }
         let row_tiles = rows.len().div_ceil(TILE_ROWS);
         buffer.reserve(self.plan.depth.div_ceil(TILE_DEPTH) * PANEL_STEP_BYTES);
+        if T::READS_A_AS_PAIRS && !a.is_row_major() {
+            // SAFETY: the buffer has room for the steps of the deepest piece.
+            unsafe { pack_panel(self.how.vectors, a.transposed(), ks, rows.start, buffer.as_mut_ptr()) };
+            let start = buffer.as_ptr();
+            return ([start, start.wrapping_add(TILE_BYTES)], TILE_ROW_BYTES, PANEL_STEP_BYTES);
+        }
         let start = buffer.as_mut_ptr();
         for (step, k) in ks.step_by(TILE_DEPTH).enumerate() {
             for tile in 0..row_tiles {

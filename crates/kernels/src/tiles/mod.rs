@@ -1,6 +1,7 @@
-//! Matrix products on Intel AMX tiles: bf16 in, fp32 sums.
+//! Matrix products of bf16 with fp32 sums, tile by tile: on Intel AMX, or by the dot products of AVX-512 where the
+//! processor has those and no AMX.
 //!
-//! A tile is a register of 16 rows of 64 bytes. `tdpbf16ps` multiplies a tile of 16 × 32 bf16 values (A)
+//! A tile of AMX is a register of 16 rows of 64 bytes. `tdpbf16ps` multiplies a tile of 16 × 32 bf16 values (A)
 //! with a tile of 32 × 16 (B) and adds the 16 × 16 fp32 products to a third. B is held in *pairs*: row
 //! `p` of its tile has the values of rows `2p` and `2p + 1` of the matrix side by side, column by column.
 //! The instructions are described in Intel's "Software Developer's Manual", volume 2, and the
@@ -19,7 +20,6 @@ mod vector;
 #[cfg(target_arch = "x86_64")]
 mod vector_avx512;
 
-pub(crate) use matmul::matmul_bf16_dot;
 pub use matmul::{MatmulOutput, Scratch, matmul_bf16, matmul_packed};
 pub use packed::{PackedB, pack_b};
 
@@ -32,6 +32,33 @@ impl Amx {
     /// To be called only by whoever has checked [`crate::Isa::amx_status`].
     pub(crate) fn proven() -> Amx {
         Amx(())
+    }
+}
+
+/// Proof that products of bf16 are faster than those of f32 here, and by what. [`crate::Isa::bf16_unit`] gives it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Bf16Unit(Which);
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Which {
+    #[cfg(target_arch = "x86_64")]
+    Amx(Amx),
+    #[cfg(target_arch = "x86_64")]
+    Dot(dot::Avx512Dot),
+}
+
+impl Bf16Unit {
+    pub(crate) fn of(isa: crate::Isa) -> Option<Bf16Unit> {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let dot = || dot::Avx512Dot::new(isa).map(Which::Dot);
+            isa.amx().map(Which::Amx).or_else(dot).map(Bf16Unit)
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            let _ = isa;
+            None
+        }
     }
 }
 

@@ -6,14 +6,14 @@ use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
 use half::bf16;
 
 use super::{Check, SelfTestFailure};
-use crate::amx::packed::pack_panels;
-use crate::amx::tile::{
-    BLOCK, Block, NativeTiles, Session, TILE_BYTES, TILE_DEPTH, TILE_ROW_BYTES, TILE_ROWS, TileUnit,
-};
-use crate::amx::vector::PortableVectors;
 use crate::buffer::Buffer;
 use crate::isa::AmxStatus;
 use crate::matrix::MatrixRef;
+use crate::tiles::packed::pack_panels;
+use crate::tiles::tile::{
+    BLOCK, Block, NativeTiles, Session, TILE_BYTES, TILE_DEPTH, TILE_ROW_BYTES, TILE_ROWS, TileUnit,
+};
+use crate::tiles::vector::PortableVectors;
 
 /// From Linux' `asm/prctl.h`: asks for an extended register state that is off until asked for.
 const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
@@ -222,6 +222,7 @@ impl Trial {
             a: [self.a.as_ptr().cast(), self.a.as_ptr().wrapping_add(TILE_ROWS * DEPTH).cast()],
             a_row_bytes: DEPTH * size_of::<bf16>(),
             a_step_bytes: TILE_ROW_BYTES,
+            a_as_pairs: false,
             b: self.b.as_ptr(),
             k_tiles: DEPTH / TILE_DEPTH,
             c: self.c.as_mut_ptr(),
@@ -297,7 +298,7 @@ fn keep_tiles_while_sleeping(before: &[u8], after: &mut [u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::amx::tile::EmulatedTiles;
+    use crate::tiles::tile::EmulatedTiles;
 
     #[test]
     fn a_child_that_meets_an_illegal_instruction_is_reported() {

@@ -32,6 +32,8 @@ pub(crate) struct Block {
     pub a: [*const u8; 2],
     pub a_row_bytes: usize,
     pub a_step_bytes: usize,
+    /// With [`TileUnit::READS_A_AS_PAIRS`]: row `r` of a tile of A is its column of pairs `r`.
+    pub a_as_pairs: bool,
     pub b: *const u8,
     pub k_tiles: usize,
     pub c: *mut f32,
@@ -43,6 +45,16 @@ pub(crate) struct Block {
 pub(crate) trait TileUnit: Copy {
     /// Whether whole tiles of A are read where they lie, if their rows are on cache lines. Else A is always packed.
     const READS_A_IN_PLACE: bool = true;
+
+    /// Whether tiles of a transposed A are packed as pairs, like those of B, which costs less than whole rows.
+    const READS_A_AS_PAIRS: bool = false;
+
+    /// Deepest product that keeps its sums in registers from start to end. Deeper ones visit C more than once.
+    const MAX_DEPTH: usize = 4096;
+
+    /// Bytes of B that one pass over the rows of A uses. They are read once per 32 rows and should stay in the L2 cache
+    /// beside the rows of A and C: half of the 2 MiB of the processors that have AMX.
+    const B_BYTES: usize = 1 << 20;
 
     /// Prepares this thread. Every block runs between `open` and `close` of the same thread.
     fn open(self);
@@ -105,7 +117,7 @@ mod native {
     use std::arch::asm;
 
     use super::{Block, TileUnit};
-    use crate::amx::Amx;
+    use crate::tiles::Amx;
 
     /// The processor's tile registers.
     ///

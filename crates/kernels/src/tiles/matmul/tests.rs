@@ -5,9 +5,9 @@ use proptest::prelude::*;
 
 use super::sealed::Sealed;
 use super::*;
-use crate::amx::tile::EmulatedTiles;
-use crate::amx::vector::PortableVectors;
 use crate::isa::Isa;
+use crate::tiles::tile::EmulatedTiles;
+use crate::tiles::vector::PortableVectors;
 
 /// Where the elements of a matrix lie: row-major or transposed, with `gap` unused elements between
 /// rows and `offset` before the first.
@@ -90,7 +90,7 @@ macro_rules! on_every_unit {
             $body
         }
         #[cfg(target_arch = "x86_64")]
-        if let Some(vectors) = crate::amx::vector_avx512::Avx512Vectors::new(Isa::best()) {
+        if let Some(vectors) = crate::tiles::vector_avx512::Avx512Vectors::new(Isa::best()) {
             {
                 let ($tiles, $vectors) = (EmulatedTiles, vectors.without_bf16());
                 ran.push(begin("emulated tiles with AVX-512"));
@@ -101,7 +101,7 @@ macro_rules! on_every_unit {
                 ran.push(begin("emulated tiles with AVX-512 bf16"));
                 $body
             }
-            if let Some(tiles) = crate::amx::dot::Avx512Dot::new(Isa::best()) {
+            if let Some(tiles) = crate::tiles::dot::Avx512Dot::new(Isa::best()) {
                 let ($tiles, $vectors) = (tiles, vectors);
                 ran.push(begin("AVX-512 bf16 dot products"));
                 $body
@@ -115,6 +115,8 @@ macro_rules! on_every_unit {
         eprintln!("ran on: {}; {}", ran.join(", "), Isa::amx_status());
     }};
 }
+
+const B_BYTES: usize = EmulatedTiles::B_BYTES;
 
 /// Small whole numbers: all sums are exact in fp32, so results must be equal, and one element in the wrong
 /// place shows.
@@ -278,7 +280,7 @@ fn products_that_are_cut_into_pieces_are_exact() {
     // Cut in depth (transposed A), in width, and both; also a deep one with A as it is.
     let shapes = [(33, 1100, 1030, transposed), (32, 4100, 33, DENSE), (17, 600, 2000, DENSE)];
     for (_, k, n, a) in shapes {
-        let plan = Plan::new(k, n, a.transposed);
+        let plan = Plan::new::<EmulatedTiles>(k, n, a.transposed);
         assert!(plan.depth < k || plan.width < n, "{k} x {n} is not cut: {plan:?}");
     }
     on_every_unit!(|tiles, vectors| {
@@ -443,10 +445,13 @@ fn plans_cut_evenly_in_multiples_of_32_and_keep_b_in_cache() {
     for k in [1, 31, 32, 384, 1024, 4096, 4097, 8192, 50_000] {
         for n in [1, 32, 384, 1024, 8192, 100_000] {
             for transposes_a in [false, true] {
-                let plan = Plan::new(k, n, transposes_a);
+                let plan = Plan::new::<EmulatedTiles>(k, n, transposes_a);
                 assert!(plan.depth.is_multiple_of(32) && plan.width.is_multiple_of(32), "{plan:?}");
                 assert!(plan.depth > 0 && plan.width > 0);
-                assert!(plan.depth <= MAX_DEPTH && 2 * plan.depth * plan.width <= B_BYTES, "{plan:?}");
+                assert!(
+                    plan.depth <= EmulatedTiles::MAX_DEPTH && 2 * plan.depth * plan.width <= B_BYTES,
+                    "{plan:?}"
+                );
             }
         }
     }
