@@ -24,6 +24,7 @@ pub mod isa;
 pub mod math;
 pub mod matmul;
 pub mod matrix;
+mod narrow;
 pub mod norm;
 pub mod optimizer;
 pub mod peak;
@@ -31,6 +32,7 @@ mod prefetch;
 pub mod projection;
 pub mod rotary;
 pub mod swiglu;
+pub mod team;
 pub(crate) mod tile;
 pub mod tiles;
 

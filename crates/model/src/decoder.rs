@@ -226,12 +226,12 @@ impl Decoder {
     }
 }
 
-fn heads(config: &Config) -> Heads {
+pub(crate) fn heads(config: &Config) -> Heads {
     Heads { heads: config.heads, key_value_heads: config.kv_heads, dimension: config.head_dim }
 }
 
 /// Radians per position of each pair of a head; see [`crate::Llama3Scaling`] for the stretched ones.
-fn rotary_frequencies(config: &Config) -> Vec<f64> {
+pub(crate) fn rotary_frequencies(config: &Config) -> Vec<f64> {
     let half = config.head_dim / 2;
     let plain = (0..half).map(|i| config.rope_theta.powf(-(i as f64) / half as f64));
     let Some(scaling) = config.rope_scaling else { return plain.collect() };

@@ -6,6 +6,7 @@
 
 use crate::{Config, Decoder, ModelError};
 use std::sync::{Arc, Mutex, PoisonError};
+pub use strata_tensor::infer::WeightFormat;
 use strata_tensor::infer::{self, KeyValueCache, PackedWeight};
 use strata_tensor::{Cpu, Heads, RotaryTable};
 
@@ -76,8 +77,6 @@ pub struct Inference {
     blocks: Vec<Block>,
     norm: Vec<f32>,
     head: PackedWeight,
-    /// Elements of all packed weights.
-    weight_elements: usize,
     /// Buffers of earlier steps.
     free: Mutex<Vec<Buffers>>,
 }
@@ -107,25 +106,34 @@ struct Buffers {
     gate_up: Vec<f32>,
     gated: Vec<f32>,
     delta: Vec<f32>,
+    /// Inputs of a product in the form its weight wants.
+    words: Vec<u32>,
 }
 
 impl Inference {
-    /// Packs the weights of `decoder`. Its own are given back one by one, so that they are never held twice.
+    /// [`Inference::with_format`] in f32, the reference.
     pub fn new(decoder: Decoder, cpu: &Cpu) -> Inference {
+        Inference::with_format(decoder, cpu, WeightFormat::F32)
+    }
+
+    /// Packs the weights of `decoder` in `format`. Its own are given back one by one, so that they are never held twice.
+    pub fn with_format(decoder: Decoder, cpu: &Cpu, format: WeightFormat) -> Inference {
         let heads = decoder.heads();
         let Decoder { config, mut parameters, embedding, blocks, norm, head, rotary } = decoder;
         let (width, ffn) = (config.width, config.ffn);
         // Last to first.
-        let untied =
-            (head != embedding).then(|| parameters.take_last(head, |weight| infer::pack(cpu, weight, width)));
+        let untied = (head != embedding)
+            .then(|| parameters.take_last(head, |weight| infer::pack(cpu, format, weight, width)));
         let norm = parameters.take_last(norm, <[f32]>::to_vec);
         let mut packed: Vec<Block> = Vec::with_capacity(blocks.len());
         for block in blocks.into_iter().rev() {
-            let mut pack = |id, inputs| parameters.take_last(id, |weight| infer::pack(cpu, weight, inputs));
+            let mut pack =
+                |id, inputs| parameters.take_last(id, |weight| infer::pack(cpu, format, weight, inputs));
             let down = pack(block.down, ffn);
             let gate_up = pack(block.gate_up, width);
             let mlp_norm = parameters.take_last(block.mlp_norm, <[f32]>::to_vec);
-            let mut pack = |id, inputs| parameters.take_last(id, |weight| infer::pack(cpu, weight, inputs));
+            let mut pack =
+                |id, inputs| parameters.take_last(id, |weight| infer::pack(cpu, format, weight, inputs));
             let output = pack(block.output, heads.query_row());
             let qkv = pack(block.qkv, width);
             let attention_norm = parameters.take_last(block.attention_norm, <[f32]>::to_vec);
@@ -134,15 +142,66 @@ impl Inference {
         packed.reverse();
         let (embedding, head) = match untied {
             Some(head) => (Some(parameters.take_last(embedding, <[f32]>::to_vec)), head),
-            None => (None, parameters.take_last(embedding, |weight| infer::pack(cpu, weight, width))),
+            None => (None, parameters.take_last(embedding, |weight| infer::pack(cpu, format, weight, width))),
         };
-        let elements = |weight: &PackedWeight| weight.outputs() * weight.inputs();
-        let of_block = |block: &Block| {
-            [&block.qkv, &block.output, &block.gate_up, &block.down].into_iter().map(elements).sum::<usize>()
+        Inference { config, heads, rotary, embedding, blocks: packed, norm, head, free: Mutex::default() }
+    }
+
+    /// A decoder of made-up weights, to measure speed with: made in parallel and straight in `format`, so that a large
+    /// one is there in seconds and takes no more memory than it holds.
+    ///
+    /// # Errors
+    /// [`ModelError::Field`] where the configuration does not fit together.
+    pub fn made_up(config: &Config, cpu: &Cpu, format: WeightFormat) -> Result<Inference, ModelError> {
+        config.check(std::path::Path::new("config.json"))?;
+        let heads = crate::decoder::heads(config);
+        let frequencies = crate::decoder::rotary_frequencies(config);
+        let rotary = Arc::new(RotaryTable::new(&frequencies, config.max_positions));
+        let (width, ffn) = (config.width, config.ffn);
+        let matrix = |outputs: usize, inputs: usize| {
+            let largest = 1.0 / (inputs as f32).sqrt();
+            infer::pack_with(cpu, format, outputs, inputs, |rows, values| {
+                made_up(rows.start * inputs, largest, values);
+            })
         };
-        let weight_elements = packed.iter().map(of_block).sum::<usize>() + elements(&head);
-        let free = Mutex::default();
-        Inference { config, heads, rotary, embedding, blocks: packed, norm, head, weight_elements, free }
+        let block = || Block {
+            attention_norm: vec![1.0; width],
+            qkv: matrix(heads.row(), width),
+            output: matrix(width, heads.query_row()),
+            mlp_norm: vec![1.0; width],
+            gate_up: matrix(2 * ffn, width),
+            down: matrix(width, ffn),
+        };
+        let embedding = (!config.tied).then(|| {
+            let mut values = vec![0.0; config.vocab_size * width];
+            made_up(0, 1.0, &mut values);
+            values
+        });
+        Ok(Inference {
+            config: config.clone(),
+            heads,
+            rotary,
+            embedding,
+            blocks: (0..config.layers).map(|_| block()).collect(),
+            norm: vec![1.0; width],
+            head: matrix(config.vocab_size, width),
+            free: Mutex::default(),
+        })
+    }
+
+    fn weights(&self) -> impl Iterator<Item = &PackedWeight> {
+        let blocks = self.blocks.iter();
+        blocks.flat_map(|block| [&block.qkv, &block.output, &block.gate_up, &block.down]).chain([&self.head])
+    }
+
+    /// Elements of all packed weights.
+    fn weight_elements(&self) -> usize {
+        self.weights().map(|weight| weight.outputs() * weight.inputs()).sum()
+    }
+
+    /// Bytes of the weights that a step multiplies with, each read once per step; scales included.
+    pub fn weight_bytes(&self) -> usize {
+        self.weights().map(PackedWeight::bytes).sum()
     }
 
     /// The shape.
@@ -171,6 +230,7 @@ impl Inference {
         let results = |input: &Input<'_>| if wanted == Wanted::Last { 1 } else { input.tokens.len() };
         let mut logits = vec![0.0; inputs.iter().map(results).sum::<usize>() * vocabulary];
         let rows: usize = inputs.iter().map(|input| input.tokens.len()).sum();
+        cpu.wake_for(rows * self.weight_elements());
         let groups = self.groups(cpu, inputs, rows);
         if groups.len() > 1 {
             let alone = cpu.alone();
@@ -182,19 +242,10 @@ impl Inference {
                 work.push((group, own));
                 (inputs, rest) = (others, after);
             }
-            cpu.for_each_with_caller(work, |(group, logits)| {
-                self.with_buffers(&alone, group, wanted, logits)
-            });
+            cpu.for_each_small(work, |(group, logits)| self.with_buffers(&alone, group, wanted, logits));
             return Ok(logits);
         }
-        let widest = self.config.ffn.max(vocabulary);
-        let mut pass = || self.with_buffers(cpu, inputs, wanted, &mut logits);
-        // Where no product is worth a second thread, the first is the caller's.
-        if cpu.worth_sharing(rows * self.config.width * widest) {
-            cpu.run(pass);
-        } else {
-            pass();
-        }
+        self.with_buffers(cpu, inputs, wanted, &mut logits);
         Ok(logits)
     }
 
@@ -203,9 +254,8 @@ impl Inference {
     /// that pays where they lie in the caches, or where each thread has many rows for them.
     fn groups(&self, cpu: &Cpu, inputs: &[Input<'_>], rows: usize) -> Vec<usize> {
         let threads = cpu.threads();
-        let apart = self.weight_elements * size_of::<f32>() <= CACHED_WEIGHTS || rows / threads >= MANY_ROWS;
-        if threads == 1 || inputs.len() < threads || !apart || !cpu.worth_sharing(rows * self.weight_elements)
-        {
+        let apart = self.weight_bytes() <= CACHED_WEIGHTS || rows / threads >= MANY_ROWS;
+        if threads == 1 || inputs.len() < threads || !apart {
             return vec![inputs.len()];
         }
         let share = rows.div_ceil(threads);
@@ -238,7 +288,7 @@ impl Inference {
         buffers: &mut Buffers,
         logits: &mut [f32],
     ) {
-        let Buffers { x, normed, qkv, attended, gate_up, gated, delta } = buffers;
+        let Buffers { x, normed, qkv, attended, gate_up, gated, delta, words } = buffers;
         let (config, heads) = (&self.config, self.heads);
         let (width, row, query_row) = (config.width, heads.row(), heads.query_row());
         let positions: Vec<usize> =
@@ -254,7 +304,7 @@ impl Inference {
             let normed_rows = sized(normed, rows * width);
             infer::rms_norm(cpu, &x[..rows * width], &block.attention_norm, config.norm_epsilon, normed_rows);
             let qkv = sized(qkv, rows * row);
-            infer::project(cpu, normed_rows, &block.qkv, qkv);
+            infer::project(cpu, normed_rows, &block.qkv, words, qkv);
             infer::rotate(cpu, heads, &self.rotary, &positions, qkv);
             for (input, range) in ranges(inputs) {
                 let cache = &mut input.state.layers[layer];
@@ -279,15 +329,15 @@ impl Inference {
             let attended = sized(attended, rows * query_row);
             infer::attention(cpu, heads, &qkv[..rows * row], &cached.collect::<Vec<_>>(), attended);
             let delta = sized(delta, rows * width);
-            infer::project(cpu, attended, &block.output, delta);
+            infer::project(cpu, attended, &block.output, words, delta);
             add(x, delta);
             let normed = sized(normed, rows * width);
             infer::rms_norm(cpu, x, &block.mlp_norm, config.norm_epsilon, normed);
             let gate_up = sized(gate_up, rows * 2 * config.ffn);
-            infer::project(cpu, normed, &block.gate_up, gate_up);
+            infer::project(cpu, normed, &block.gate_up, words, gate_up);
             let gated = sized(gated, rows * config.ffn);
             infer::swiglu(cpu, gate_up, config.ffn, gated);
-            infer::project(cpu, gated, &block.down, delta);
+            infer::project(cpu, gated, &block.down, words, delta);
             add(x, delta);
         }
         for input in inputs.iter_mut() {
@@ -295,7 +345,7 @@ impl Inference {
         }
         let normed = sized(normed, rows * width);
         infer::rms_norm(cpu, &x[..rows * width], &self.norm, config.norm_epsilon, normed);
-        infer::project(cpu, normed, &self.head, logits);
+        infer::project(cpu, normed, &self.head, words, logits);
     }
 
     fn embed(&self, token: usize, x: &mut [f32]) {
@@ -351,5 +401,14 @@ fn sized(buffer: &mut Vec<f32>, length: usize) -> &mut [f32] {
 fn add(x: &mut [f32], delta: &[f32]) {
     for (x, d) in x.iter_mut().zip(delta) {
         *x += d;
+    }
+}
+
+/// Numbers below `largest` that look random: a hash of each one's place.
+fn made_up(start: usize, largest: f32, values: &mut [f32]) {
+    for (at, value) in (start as u32..).zip(values) {
+        let mixed = (at ^ at >> 15).wrapping_mul(0x2c1b_3c6d);
+        let mixed = (mixed ^ mixed >> 12).wrapping_mul(0x297a_2d39);
+        *value = (mixed as i32 >> 8) as f32 * (largest / 8_388_608.0);
     }
 }

@@ -18,7 +18,7 @@ pub use config::{Config, Llama3Scaling};
 pub use decoder::Decoder;
 pub use error::ModelError;
 pub use home::Home;
-pub use inference::{Inference, Input, State, Wanted};
+pub use inference::{Inference, Input, State, Wanted, WeightFormat};
 pub use lineage::{DataFile, Lineage, Parent};
 pub use training::{Batch, Training};
 pub use weights::{NamedTensor, read_weights, write_weights};
