@@ -46,7 +46,6 @@ fn sized<T: Copy + Default>(buffer: &mut Vec<T>, length: usize) -> &mut [T] {
 #[derive(Clone, Copy)]
 struct Task<'a> {
     isa: Isa,
-    unit: Bf16Unit,
     heads: Heads,
     table: &'a RotaryTable,
     key_value_head: usize,
@@ -99,7 +98,7 @@ pub(crate) fn forward<E: Element>(
     output: &mut BlockMut<'_, E>,
     log_sums: &mut BlockMut<'_, f32>,
 ) {
-    let task = Task { isa, unit, heads, table, key_value_head, qkv };
+    let task = Task { isa, heads, table, key_value_head, qkv };
     let (d, length) = (heads.dimension, task.length());
     MEMORY.with_borrow_mut(|memory| {
         let Memory { keys, values, queries, packed, scores, probabilities, rows, row, tiles, .. } = memory;
@@ -151,7 +150,7 @@ pub(crate) fn backward<E: Element>(
     d_values_out: &mut BlockMut<'_, E>,
 ) {
     let AttentionSaved { qkv, output, d_output, log_sums } = saved;
-    let task = Task { isa, unit, heads, table, key_value_head, qkv };
+    let task = Task { isa, heads, table, key_value_head, qkv };
     let (d, length, out_row) = (heads.dimension, task.length(), heads.query_row());
     MEMORY.with_borrow_mut(|memory| {
         let Memory {

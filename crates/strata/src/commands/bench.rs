@@ -11,6 +11,7 @@ use strata_tensor::AdamW;
 use strata_train::Learner;
 use strata_train::plan::flops_per_token;
 
+use super::bench_attention::AttentionBench;
 use super::bench_decode::DecodeBench;
 use super::bench_matmul::MatmulBench;
 use super::{print_json, print_line};
@@ -34,6 +35,9 @@ enum What {
     /// The matrix products of a training step, each alone.
     #[command(after_help = "Example:\n  strata bench matmul --rows 8192")]
     Matmul(MatmulBench),
+    /// Attention alone, forward and backward, over sequences of growing length.
+    #[command(after_help = "Example:\n  strata bench attention --lengths 512,2048")]
+    Attention(AttentionBench),
     /// Decoding token by token, one sequence or many together.
     #[command(
         after_help = "Example:\n  strata bench decode --weights int8\n  strata bench decode --batch 32"
@@ -81,14 +85,17 @@ struct TrainBench {
     steps: usize,
 }
 
-/// Seconds for which the peak is measured.
+/// Seconds for which a rate of the machine is measured.
 pub const PEAK_SECONDS: f64 = 0.5;
+/// Seconds for which the peak is measured between two steps.
+const STEP_PEAK_SECONDS: f64 = 0.05;
 
 /// Runs the command.
 pub fn run(arguments: BenchArguments, place: &Place) -> Result<()> {
     match arguments.what {
         What::Train(bench) => train(&bench, place),
         What::Matmul(bench) => super::bench_matmul::run(&bench, place),
+        What::Attention(bench) => super::bench_attention::run(&bench, place),
         What::Decode(bench) => super::bench_decode::run(&bench, place),
         What::Serve(bench) => super::bench_serve::run(&bench, place),
     }
@@ -146,7 +153,6 @@ fn train(bench: &TrainBench, place: &Place) -> Result<()> {
         return Err(BadInput("--batch and --steps must be at least 1".into()).into());
     }
     let machine = &place.machine;
-    let peak = peak_flops(machine, PEAK_SECONDS);
     let count = bench.batch * bench.shape.seq;
     let mut tokens = bench.shape.tokens(count + 1);
     let targets = tokens[1..].to_vec();
@@ -166,13 +172,23 @@ fn train(bench: &TrainBench, place: &Place) -> Result<()> {
     for _ in 0..2 {
         step()?;
     }
-    let started = Instant::now();
+    // Every step is compared with the peak right before and after it: a shared machine's speed changes within seconds.
+    let (mut seconds, mut utilisation, mut peaks) = (Vec::new(), Vec::new(), Vec::new());
+    let mut before = peak_flops(machine, STEP_PEAK_SECONDS);
     let mut loss = 0.0;
     for _ in 0..bench.steps {
+        let started = Instant::now();
         loss = step()?;
+        let elapsed = started.elapsed().as_secs_f64();
+        let after = peak_flops(machine, STEP_PEAK_SECONDS);
+        let peak = (before + after) / 2.0;
+        before = after;
+        utilisation.push(count as f64 * flops / elapsed / peak);
+        seconds.push(elapsed);
+        peaks.push(peak);
     }
-    let seconds = started.elapsed().as_secs_f64();
-    let tokens_per_second = (count * bench.steps) as f64 / seconds;
+    let (seconds, utilisation, peak) = (median(seconds), median(utilisation), median(peaks));
+    let tokens_per_second = count as f64 / seconds;
     let reached = tokens_per_second * flops;
     let memory = peak_memory();
     if bench.shape.json {
@@ -180,7 +196,7 @@ fn train(bench: &TrainBench, place: &Place) -> Result<()> {
             "tokens_per_second": tokens_per_second,
             "tflops": reached / 1e12,
             "peak_tflops": peak / 1e12,
-            "utilisation": reached / peak,
+            "utilisation": utilisation,
             "isa": machine.cpu.isa().name(),
             "precision": format!("{:?}", machine.precision).to_lowercase(),
             "threads": machine.cpu.threads(),
@@ -189,7 +205,7 @@ fn train(bench: &TrainBench, place: &Place) -> Result<()> {
             "flops_per_token": flops,
             "loss": loss,
             "steps": bench.steps,
-            "seconds": seconds,
+            "seconds_per_step": seconds,
         }));
     }
     print_line(&format!(
@@ -197,11 +213,17 @@ fn train(bench: &TrainBench, place: &Place) -> Result<()> {
         thousands(tokens_per_second),
         reached / 1e12,
         peak / 1e12,
-        100.0 * reached / peak,
+        100.0 * utilisation,
         machine.cpu.isa().name(),
         machine.cpu.threads(),
         memory.map_or("?".to_string(), |bytes| (bytes >> 20).to_string())
     ))
+}
+
+/// The middle value; the upper one of two.
+pub(super) fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }
 
 /// The most memory this process held at once, where the system tells (`VmHWM` of Linux).
