@@ -5,7 +5,9 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::ModelError;
+use crate::mixers::{self, AnyMixer, Mixing, UNBOUNDED};
+use crate::{ModelError, names::Names};
+use std::sync::Arc;
 
 /// The shape of a Llama-shaped decoder: everything needed to compute it but the weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -39,6 +41,9 @@ pub struct Config {
     pub bos: Option<u32>,
     /// Tokens that end a document or a turn; may be empty.
     pub eos: Vec<u32>,
+    /// What mixes the sequence in each block.
+    #[serde(default)]
+    pub mixing: Mixing,
 }
 
 /// Llama 3's rotary scaling: low frequencies are divided by `factor`, high ones kept, and those
@@ -107,6 +112,7 @@ impl Config {
             tied: root.boolean("tie_word_embeddings", false)?,
             bos: root.tokens("bos_token_id", 1)?.first().copied(),
             eos: root.tokens("eos_token_id", 2)?,
+            mixing: Mixing::default(),
         };
         config.check(path)?;
         Ok(config)
@@ -120,6 +126,9 @@ impl Config {
         let field = |field: &str, expected: String, found: String| {
             Err(ModelError::Field { path: path.to_path_buf(), field: field.to_string(), expected, found })
         };
+        if let Some(expected) = self.mixing.problem() {
+            return field("mixing.pattern", expected, self.mixing.pattern.clone());
+        }
         for (name, value) in [
             ("vocab_size", self.vocab_size),
             ("hidden_size", self.width),
@@ -173,28 +182,43 @@ impl Config {
     /// Hugging Face names and shapes (rows = outputs) of all weights, in the order of the computation.
     /// A tied head has no tensor of its own.
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
-        let (width, ffn) = (self.width, self.ffn);
-        let (query, key) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let mut tensors = vec![("model.embed_tokens.weight".to_string(), vec![self.vocab_size, width])];
-        for layer in 0..self.layers {
-            let mut add = |name: &str, shape: Vec<usize>| {
-                tensors.push((format!("model.layers.{layer}.{name}.weight"), shape));
-            };
-            add("input_layernorm", vec![width]);
-            add("self_attn.q_proj", vec![query, width]);
-            add("self_attn.k_proj", vec![key, width]);
-            add("self_attn.v_proj", vec![key, width]);
-            add("self_attn.o_proj", vec![width, query]);
-            add("post_attention_layernorm", vec![width]);
-            add("mlp.gate_proj", vec![ffn, width]);
-            add("mlp.up_proj", vec![ffn, width]);
-            add("mlp.down_proj", vec![width, ffn]);
+        self.tensors_with(&self.mixers())
+    }
+
+    /// The mixer of every block.
+    pub fn mixers(&self) -> Vec<Arc<dyn AnyMixer>> {
+        mixers::of(self)
+    }
+
+    /// As [`Config::tensors`], with these mixers in the blocks.
+    pub(crate) fn tensors_with(&self, mixers: &[Arc<dyn AnyMixer>]) -> Vec<(String, Vec<usize>)> {
+        let (width, ffn, names) = (self.width, self.ffn, Names::of(self));
+        let mut tensors = vec![(names.embedding.to_string(), vec![self.vocab_size, width])];
+        for (layer, mixer) in mixers.iter().enumerate() {
+            let mut add = |name: &str, shape: Vec<usize>| tensors.push((names.in_block(layer, name), shape));
+            let weights = mixer.weights();
+            if !weights.is_empty() {
+                add(names.mixer_norm, vec![width]);
+            }
+            weights.into_iter().flat_map(|weight| weight.tensors).for_each(|(name, shape)| add(name, shape));
+            if ffn > 0 {
+                add(names.mlp_norm, vec![width]);
+                add(names.gate, vec![ffn, width]);
+                add(names.up, vec![ffn, width]);
+                add(names.down, vec![width, ffn]);
+            }
         }
-        tensors.push(("model.norm.weight".to_string(), vec![width]));
+        tensors.push((names.norm.to_string(), vec![width]));
         if !self.tied {
-            tensors.push(("lm_head.weight".to_string(), vec![self.vocab_size, width]));
+            tensors.push((names.head.to_string(), vec![self.vocab_size, width]));
         }
         tensors
+    }
+
+    /// Longest sequence in tokens that can be stepped through: `max_positions` where positions are limited, far more
+    /// where every mixer carries a state of fixed size.
+    pub fn context(&self) -> usize {
+        self.mixers().iter().map(|mixer| mixer.context()).min().unwrap_or(UNBOUNDED)
     }
 
     /// Number of trainable numbers; a tied head counts once.
@@ -477,7 +501,7 @@ mod tests {
                 rope_scaling: llama3.then_some(Llama3Scaling {
                     factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.5, original_max_positions: 64,
                 }),
-                tied, bos, eos,
+                tied, bos, eos, mixing: Mixing::default(),
             };
             prop_assert_eq!(parse(&config.to_json().to_string()).unwrap(), config);
         }

@@ -4,15 +4,16 @@
 //! where a prompt was cut, nor on the number of threads. Every operation is either a matter of one row, or a
 //! product whose sums have one order for any number of rows.
 
+use crate::mixers::{AnyMixer, Carried, Kind, Packed, Piece, Step};
 use crate::{Config, Decoder, ModelError};
 use std::sync::{Arc, Mutex, PoisonError};
-use strata_tensor::infer::{self, KeyValueCache, PackedWeight};
-use strata_tensor::{Cpu, Heads, RotaryTable};
+use strata_tensor::infer::{self, PackedWeight};
+use strata_tensor::{Buffers as Temporary, Cpu};
 
-/// What a sequence carries from step to step: keys and values of every layer.
+/// What a sequence carries from step to step: the state of every block's mixer.
 #[derive(Clone, Debug)]
 pub struct State {
-    layers: Vec<KeyValueCache>,
+    layers: Vec<Carried>,
     length: usize,
 }
 
@@ -27,23 +28,29 @@ impl State {
         self.length == 0
     }
 
-    /// Memory of the cached keys and values in bytes.
+    /// Memory in bytes.
     pub fn bytes(&self) -> usize {
-        self.layers.iter().map(KeyValueCache::bytes).sum()
+        self.layers.iter().map(Carried::bytes).sum()
     }
 
-    /// A copy of what was known after the first `length` tokens, or after all where there are fewer.
-    pub fn prefix(&self, length: usize) -> State {
-        let length = length.min(self.length);
-        State { layers: self.layers.iter().map(|cache| cache.prefix(length)).collect(), length }
-    }
-
-    /// Forgets everything after the first `length` tokens.
-    pub fn truncate(&mut self, length: usize) {
-        if length < self.length {
-            self.layers.iter_mut().for_each(|cache| cache.truncate(length));
-            self.length = length;
+    /// The longest beginning of the sequence, `length` tokens at most, whose state can be had from this one: any where
+    /// only keys and values are kept; all tokens or none where a mixer overwrites its state.
+    pub fn reach(&self, length: usize) -> usize {
+        if length >= self.length {
+            self.length
+        } else if self.layers.iter().all(Carried::can_be_cut) {
+            length
+        } else {
+            0
         }
+    }
+
+    /// A copy of what was known after the first `length` tokens, or after all where there are fewer. `None` where that
+    /// cannot be had back; see [`State::reach`].
+    pub fn prefix(&self, length: usize) -> Option<State> {
+        let length = length.min(self.length);
+        let layers = || self.layers.iter().map(|carried| carried.prefix(length)).collect();
+        (length > 0 && self.reach(length) == length).then(|| State { layers: layers(), length })
     }
 }
 
@@ -69,8 +76,11 @@ pub enum Wanted {
 #[derive(Debug)]
 pub struct Inference {
     config: Config,
-    heads: Heads,
-    rotary: Arc<RotaryTable>,
+    mixers: Vec<Arc<dyn AnyMixer>>,
+    /// The state before any token.
+    empty: Vec<Carried>,
+    /// Longest sequence.
+    context: usize,
     /// Rows of the embedding; `None` where the head has the same.
     embedding: Option<Vec<f32>>,
     blocks: Vec<Block>,
@@ -84,10 +94,14 @@ pub struct Inference {
 
 #[derive(Debug)]
 struct Block {
-    attention_norm: Vec<f32>,
-    qkv: PackedWeight,
-    output: PackedWeight,
-    mlp_norm: Vec<f32>,
+    mixer_norm: Option<Vec<f32>>,
+    mixer: Vec<Packed>,
+    mlp: Option<Mlp>,
+}
+
+#[derive(Debug)]
+struct Mlp {
+    norm: Vec<f32>,
     gate_up: PackedWeight,
     down: PackedWeight,
 }
@@ -102,34 +116,41 @@ const MANY_ROWS: usize = 32;
 struct Buffers {
     x: Vec<f32>,
     normed: Vec<f32>,
-    qkv: Vec<f32>,
-    attended: Vec<f32>,
     gate_up: Vec<f32>,
     gated: Vec<f32>,
     delta: Vec<f32>,
+    temporary: Temporary,
 }
 
 impl Inference {
     /// Packs the weights of `decoder`. Its own are given back one by one, so that they are never held twice.
     pub fn new(decoder: Decoder, cpu: &Cpu) -> Inference {
-        let heads = decoder.heads();
-        let Decoder { config, mut parameters, embedding, blocks, norm, head, rotary } = decoder;
+        let Decoder { config, mixers, mut parameters, embedding, blocks, norm, head } = decoder;
         let (width, ffn) = (config.width, config.ffn);
         // Last to first.
         let untied =
             (head != embedding).then(|| parameters.take_last(head, |weight| infer::pack(cpu, weight, width)));
         let norm = parameters.take_last(norm, <[f32]>::to_vec);
         let mut packed: Vec<Block> = Vec::with_capacity(blocks.len());
-        for block in blocks.into_iter().rev() {
-            let mut pack = |id, inputs| parameters.take_last(id, |weight| infer::pack(cpu, weight, inputs));
-            let down = pack(block.down, ffn);
-            let gate_up = pack(block.gate_up, width);
-            let mlp_norm = parameters.take_last(block.mlp_norm, <[f32]>::to_vec);
-            let mut pack = |id, inputs| parameters.take_last(id, |weight| infer::pack(cpu, weight, inputs));
-            let output = pack(block.output, heads.query_row());
-            let qkv = pack(block.qkv, width);
-            let attention_norm = parameters.take_last(block.attention_norm, <[f32]>::to_vec);
-            packed.push(Block { attention_norm, qkv, output, mlp_norm, gate_up, down });
+        for (block, mixer) in blocks.into_iter().zip(&mixers).rev() {
+            let mlp = block.mlp.map(|mlp| {
+                let mut pack =
+                    |id, inputs| parameters.take_last(id, |weight| infer::pack(cpu, weight, inputs));
+                let down = pack(mlp.down, ffn);
+                let gate_up = pack(mlp.gate_up, width);
+                Mlp { norm: parameters.take_last(mlp.norm, <[f32]>::to_vec), gate_up, down }
+            });
+            let mut take = |(id, weight): (_, crate::mixers::Weight)| match weight.kind {
+                Kind::Projection => Packed::Projection(
+                    parameters.take_last(id, |values| infer::pack(cpu, values, weight.shape.1)),
+                ),
+                Kind::Table | Kind::Vector => Packed::Plain(parameters.take_last(id, <[f32]>::to_vec)),
+            };
+            let mut mixer: Vec<Packed> =
+                block.mixer.into_iter().zip(mixer.weights()).rev().map(&mut take).collect();
+            mixer.reverse();
+            let mixer_norm = block.mixer_norm.map(|norm| parameters.take_last(norm, <[f32]>::to_vec));
+            packed.push(Block { mixer_norm, mixer, mlp });
         }
         packed.reverse();
         let (embedding, head) = match untied {
@@ -138,11 +159,18 @@ impl Inference {
         };
         let elements = |weight: &PackedWeight| weight.outputs() * weight.inputs();
         let of_block = |block: &Block| {
-            [&block.qkv, &block.output, &block.gate_up, &block.down].into_iter().map(elements).sum::<usize>()
+            let mixer = block.mixer.iter().map(|weight| match weight {
+                Packed::Projection(weight) => elements(weight),
+                Packed::Plain(values) => values.len(),
+            });
+            mixer.sum::<usize>()
+                + block.mlp.iter().map(|mlp| elements(&mlp.gate_up) + elements(&mlp.down)).sum::<usize>()
         };
         let weight_elements = packed.iter().map(of_block).sum::<usize>() + elements(&head);
-        let free = Mutex::default();
-        Inference { config, heads, rotary, embedding, blocks: packed, norm, head, weight_elements, free }
+        let empty = mixers.iter().map(|mixer| mixer.new_state(head.isa())).collect();
+        let context = mixers.iter().map(|mixer| mixer.context()).min().unwrap_or(config.max_positions);
+        let (blocks, free) = (packed, Mutex::default());
+        Inference { config, mixers, empty, context, embedding, blocks, norm, head, weight_elements, free }
     }
 
     /// The shape.
@@ -152,8 +180,17 @@ impl Inference {
 
     /// The state before any token.
     pub fn new_state(&self) -> State {
-        let empty = KeyValueCache::new(self.head.isa(), self.heads);
-        State { layers: vec![empty; self.config.layers], length: 0 }
+        State { layers: self.empty.clone(), length: 0 }
+    }
+
+    /// Longest sequence in tokens, the prompt included.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// Bytes of a sequence's state after `length` tokens, about.
+    pub fn state_bytes(&self, length: usize) -> usize {
+        self.mixers.iter().map(|mixer| mixer.state_bytes(length)).sum()
     }
 
     /// Reads the new tokens of several sequences at once. Returns logits, rows of `vocab_size`: one row per
@@ -238,57 +275,56 @@ impl Inference {
         buffers: &mut Buffers,
         logits: &mut [f32],
     ) {
-        let Buffers { x, normed, qkv, attended, gate_up, gated, delta } = buffers;
-        let (config, heads) = (&self.config, self.heads);
-        let (width, row, query_row) = (config.width, heads.row(), heads.query_row());
-        let positions: Vec<usize> =
-            inputs.iter().flat_map(|i| i.state.length..i.state.length + i.tokens.len()).collect();
-        let mut rows = positions.len();
+        let Buffers { x, normed, gate_up, gated, delta, temporary } = buffers;
+        let (config, width) = (&self.config, self.config.width);
+        let mut rows: usize = inputs.iter().map(|input| input.tokens.len()).sum();
         let x = sized(x, rows * width);
         let tokens = inputs.iter().flat_map(|input| input.tokens);
         for (x, &token) in x.chunks_exact_mut(width).zip(tokens) {
             self.embed(token as usize, x);
         }
-        for (layer, block) in self.blocks.iter().enumerate() {
+        for (layer, (block, mixer)) in self.blocks.iter().zip(&self.mixers).enumerate() {
             let x = &mut *x;
-            let normed_rows = sized(normed, rows * width);
-            infer::rms_norm(cpu, &x[..rows * width], &block.attention_norm, config.norm_epsilon, normed_rows);
-            let qkv = sized(qkv, rows * row);
-            infer::project(cpu, normed_rows, &block.qkv, qkv);
-            infer::rotate(cpu, heads, &self.rotary, &positions, qkv);
-            for (input, range) in ranges(inputs) {
-                let cache = &mut input.state.layers[layer];
-                for row in qkv[range.start * row..range.end * row].chunks_exact(row) {
-                    cache.push(&row[heads.key_start(0)..heads.value_start(0)], &row[heads.value_start(0)..]);
-                }
-            }
-            // Behind the last keys and values, only what is wanted is computed.
+            // Behind the last mixer's state, only what is wanted is computed.
             let last_only = wanted == Wanted::Last && layer + 1 == self.blocks.len();
+            let read = rows;
             if last_only {
-                for (i, (_, range)) in ranges(inputs).enumerate() {
-                    x.copy_within((range.end - 1) * width..range.end * width, i * width);
-                    qkv.copy_within((range.end - 1) * row..range.end * row, i * row);
-                }
                 rows = inputs.len();
             }
-            let x = &mut x[..rows * width];
-            let cached = inputs.iter().map(|input| infer::Cached {
-                new: if last_only { 1 } else { input.tokens.len() },
-                cache: &input.state.layers[layer],
-            });
-            let attended = sized(attended, rows * query_row);
-            infer::attention(cpu, heads, &qkv[..rows * row], &cached.collect::<Vec<_>>(), attended);
             let delta = sized(delta, rows * width);
-            infer::project(cpu, attended, &block.output, delta);
-            add(x, delta);
-            let normed = sized(normed, rows * width);
-            infer::rms_norm(cpu, x, &block.mlp_norm, config.norm_epsilon, normed);
-            let gate_up = sized(gate_up, rows * 2 * config.ffn);
-            infer::project(cpu, normed, &block.gate_up, gate_up);
-            let gated = sized(gated, rows * config.ffn);
-            infer::swiglu(cpu, gate_up, config.ffn, gated);
-            infer::project(cpu, gated, &block.down, delta);
-            add(x, delta);
+            if let Some(norm) = &block.mixer_norm {
+                let normed = sized(normed, read * width);
+                infer::rms_norm(cpu, &x[..read * width], norm, config.norm_epsilon, normed);
+                let mut pieces = Vec::with_capacity(inputs.len());
+                for Input { state, tokens } in inputs.iter_mut() {
+                    let (position, new) = (state.length, tokens.len());
+                    pieces.push(Piece { carried: &mut state.layers[layer], new, position });
+                }
+                let step =
+                    Step { x: normed, pieces: &mut pieces, last_only, y: &mut *delta, buffers: temporary };
+                mixer.step(cpu, &block.mixer, step);
+            }
+            if last_only {
+                let mut end = 0;
+                for (i, input) in inputs.iter().enumerate() {
+                    end += input.tokens.len();
+                    x.copy_within((end - 1) * width..end * width, i * width);
+                }
+            }
+            let x = &mut x[..rows * width];
+            if block.mixer_norm.is_some() {
+                add(x, delta);
+            }
+            if let Some(mlp) = &block.mlp {
+                let normed = sized(normed, rows * width);
+                infer::rms_norm(cpu, x, &mlp.norm, config.norm_epsilon, normed);
+                let gate_up = sized(gate_up, rows * 2 * config.ffn);
+                infer::project(cpu, normed, &mlp.gate_up, gate_up);
+                let gated = sized(gated, rows * config.ffn);
+                infer::swiglu(cpu, gate_up, config.ffn, gated);
+                infer::project(cpu, gated, &mlp.down, delta);
+                add(x, delta);
+            }
         }
         for input in inputs.iter_mut() {
             input.state.length += input.tokens.len();
@@ -311,33 +347,20 @@ impl Inference {
             return fail("a sequence without a new token".into());
         }
         let layers = &input.state.layers;
-        if layers.len() != self.config.layers
-            || layers.iter().any(|cache| !cache.fits(self.head.isa(), self.heads))
-        {
+        let fits = |(own, empty): (&Carried, &Carried)| own.belongs_with(empty, self.head.isa());
+        if layers.len() != self.empty.len() || !layers.iter().zip(&self.empty).all(fits) {
             return fail("a state of another model; begin with this model's `new_state`".into());
         }
         let vocabulary = self.config.vocab_size;
         if let Some(token) = input.tokens.iter().find(|&&t| t as usize >= vocabulary) {
             return fail(format!("token {token} is outside the model's vocabulary of {vocabulary}"));
         }
-        let (length, limit) = (input.state.length + input.tokens.len(), self.config.max_positions);
+        let (length, limit) = (input.state.length + input.tokens.len(), self.context);
         if length > limit {
             return fail(format!("{length} tokens are more than the model's context of {limit}"));
         }
         Ok(())
     }
-}
-
-/// Every input with the rows of its tokens.
-fn ranges<'a, 'b>(
-    inputs: &'a mut [Input<'b>],
-) -> impl Iterator<Item = (&'a mut Input<'b>, std::ops::Range<usize>)> {
-    let mut end = 0;
-    inputs.iter_mut().map(move |input| {
-        let start = end;
-        end += input.tokens.len();
-        (input, start..end)
-    })
 }
 
 /// The first `length` elements of a buffer, which grows where it has fewer.

@@ -334,6 +334,7 @@ pub fn shape_of_width(width: usize, sequence: usize, vocab_size: usize, override
         tied: overrides.tied.unwrap_or(width < UNTIED_WIDTH),
         bos: None,
         eos: Vec::new(),
+        mixing: strata_model::Mixing::default(),
     }
 }
 

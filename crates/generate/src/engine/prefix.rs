@@ -36,7 +36,7 @@ impl PrefixCache {
             .entries
             .iter_mut()
             .filter(|entry| entry.client == client)
-            .map(|entry| (common(&entry.tokens, prompt), entry))
+            .map(|entry| (entry.state.reach(common(&entry.tokens, prompt)), entry))
             .max_by_key(|(length, _)| *length)?;
         let (length, entry) = best;
         if length < WORTH {
@@ -44,7 +44,7 @@ impl PrefixCache {
         }
         self.clock += 1;
         entry.used = self.clock;
-        Some(entry.state.prefix(length))
+        entry.state.prefix(length)
     }
 
     /// Keeps the state of a finished sequence; `tokens` are those it has seen.

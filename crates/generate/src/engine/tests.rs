@@ -25,6 +25,7 @@ fn decoder(vocab_size: usize) -> Decoder {
         tied: false,
         bos: None,
         eos: vec![],
+        mixing: strata_model::Mixing::default(),
     };
     Decoder::new(&config, 5).unwrap()
 }

@@ -127,6 +127,7 @@ impl Shape {
             tied: false,
             bos: None,
             eos: Vec::new(),
+            mixing: strata_model::Mixing::default(),
         };
         config.check(std::path::Path::new("the shape given"))?;
         Ok(config)

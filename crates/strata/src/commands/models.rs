@@ -98,7 +98,7 @@ fn show(model: &str, json: bool, place: &Place) -> Result<()> {
         config.kv_heads,
         config.ffn,
         config.vocab_size,
-        config.max_positions
+        config.context()
     ))?;
     let Some(lineage) = lineage else {
         return print_line("lineage     none: made elsewhere");
