@@ -1,6 +1,7 @@
 //! Names of weights on disk, except those of the mixers, which name their own.
 
 use crate::Config;
+use crate::config::Family;
 
 /// The names of one family of checkpoints; those of a block stand behind its prefix.
 #[derive(Debug)]
@@ -28,10 +29,22 @@ const LLAMA: Names = Names {
     down: "mlp.down_proj.weight",
 };
 
+/// Without MLPs: their names are not used.
+const MAMBA2: Names = Names {
+    embedding: "backbone.embeddings.weight",
+    norm: "backbone.norm_f.weight",
+    blocks: "backbone.layers",
+    mixer_norm: "norm.weight",
+    ..LLAMA
+};
+
 impl Names {
     /// The names of the family that `config` belongs to.
-    pub fn of(_: &Config) -> &'static Names {
-        &LLAMA
+    pub fn of(config: &Config) -> &'static Names {
+        match config.family() {
+            Family::Llama | Family::Strata => &LLAMA,
+            Family::Mamba2 => &MAMBA2,
+        }
     }
 
     /// The name of a tensor of block `layer`.

@@ -7,9 +7,14 @@
 
 mod attention;
 pub mod mixing;
+mod nothing;
+pub mod ssm;
 
 pub(crate) use attention::Attention;
-pub use mixing::{Letter, Mixing};
+pub use mixing::{LETTERS, Letter, Mixing};
+pub(crate) use nothing::Nothing;
+pub(crate) use ssm::Ssm;
+pub use ssm::SsmShape;
 
 use crate::Config;
 use std::collections::HashMap;
@@ -278,5 +283,7 @@ pub(crate) fn of(config: &Config) -> Vec<Arc<dyn AnyMixer>> {
 fn make(letter: Letter, config: &Config) -> Arc<dyn AnyMixer> {
     match letter {
         Letter::Attention => Arc::new(Attention::new(config)),
+        Letter::Ssm => Arc::new(Ssm::new(config)),
+        Letter::Nothing => Arc::new(Nothing),
     }
 }

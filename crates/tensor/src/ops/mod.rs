@@ -2,13 +2,19 @@
 //! and the gradient beside it.
 
 mod attention;
+mod conv;
 mod cross_entropy;
 mod embedding;
+mod gated_norm;
 mod linear;
 mod rms_norm;
+pub(crate) mod segments;
+mod ssm_scan;
 mod swiglu;
 
 pub use cross_entropy::Loss;
+pub use ssm_scan::{ScanParameters, ScanShape};
+pub use strata_kernels::ssm::CHUNK;
 
 #[cfg(test)]
 pub(crate) mod check;
