@@ -168,6 +168,13 @@ impl Config {
             let prefix = if self.family() == Family::Mamba2 { "" } else { "mixing.ssm." };
             return field(&format!("{prefix}{name}"), expected, found);
         }
+        let states = self.mixing.s4d_states;
+        if self.mixing.has(Letter::S4d, self.layers)
+            && !(states.is_multiple_of(2) && (2..=1 << 14).contains(&states))
+        {
+            let expected = format!("an even number from 2 to {}", 1 << 14);
+            return field("mixing.s4d_states", expected, states.to_string());
+        }
         if !(self.norm_epsilon > 0.0 && self.norm_epsilon < 1.0) {
             return field(
                 if bare && self.ffn == 0 { "layer_norm_epsilon" } else { "rms_norm_eps" },
@@ -570,7 +577,7 @@ impl<'a> Fields<'a> {
             tied: self.boolean("tie_word_embeddings", false)?,
             bos: self.tokens("bos_token_id", 0)?.first().copied(),
             eos: self.tokens("eos_token_id", 2)?,
-            mixing: Mixing { pattern: "S".into(), ssm },
+            mixing: Mixing { pattern: "S".into(), ssm, ..Mixing::default() },
         })
     }
 
@@ -736,7 +743,12 @@ mod tests {
             ("StrataForCausalLM", "mixing", "{\"patern\": \"S\"}"),
             ("StrataForCausalLM", "mixing.pattern", "{\"pattern\": \"SXA\"}"),
             ("StrataForCausalLM", "mixing.pattern", "{\"pattern\": \"\"}"),
-            ("StrataForCausalLM", "mixing.ssm.head_dim", "{\"pattern\": \"SA\", \"ssm\": {\"head_dim\": 60}}"),
+            ("StrataForCausalLM", "mixing.s4d_states", "{\"pattern\": \"D\", \"s4d_states\": 7}"),
+            (
+                "StrataForCausalLM",
+                "mixing.ssm.head_dim",
+                "{\"pattern\": \"SA\", \"ssm\": {\"head_dim\": 60}}",
+            ),
         ] {
             let key = if class.starts_with("Strata") { "mixing" } else { field };
             let text = format!(r#"{{"architectures": ["{class}"], "{key}": {value}}}"#);
@@ -754,7 +766,7 @@ mod tests {
             eos in proptest::collection::vec(0u32..300, 0..3),
             epsilon in 1e-8f32..1e-2,
             llama3 in any::<bool>(),
-            pattern in "[ASN]{1,5}",
+            pattern in "[ASLDN]{1,5}",
             longest in proptest::option::of((2u32..36).prop_map(|quarters| f64::from(quarters) / 4.0)),
         ) {
             let config = Config {
@@ -767,6 +779,7 @@ mod tests {
                 mixing: Mixing {
                     pattern,
                     ssm: SsmShape { head_dim: 2, expand: 2, longest, ..SsmShape::default() },
+                    ..Mixing::default()
                 },
             };
             let read = parse(&config.to_json().to_string()).unwrap();

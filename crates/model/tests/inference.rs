@@ -1,9 +1,18 @@
 //! What a sequence gives does not depend on the company it is read in.
 
-use strata_model::{Config, Decoder, Inference, Input, ModelError, Wanted};
+use strata_model::{Config, Decoder, Inference, Input, Mixing, ModelError, SsmShape, Wanted};
 use strata_tensor::{Cpu, Isa};
 
+/// Every mixer alone, and two together.
+const PATTERNS: [&str; 6] = ["A", "S", "L", "D", "N", "SA"];
+
 fn config(tied: bool) -> Config {
+    mixed("A", tied)
+}
+
+fn mixed(pattern: &str, tied: bool) -> Config {
+    let ssm = SsmShape { head_dim: 8, state: 10, groups: 2, ..SsmShape::default() };
+    let bare = pattern == "S";
     Config {
         vocab_size: 203,
         width: 48,
@@ -11,7 +20,7 @@ fn config(tied: bool) -> Config {
         heads: 4,
         kv_heads: 2,
         head_dim: 12,
-        ffn: 100,
+        ffn: if bare { 0 } else { 100 },
         max_positions: 128,
         norm_epsilon: 1e-5,
         rope_theta: 10000.0,
@@ -19,7 +28,7 @@ fn config(tied: bool) -> Config {
         tied,
         bos: None,
         eos: vec![],
-        mixing: strata_model::Mixing::default(),
+        mixing: Mixing { pattern: pattern.into(), ssm, s4d_states: 6 },
     }
 }
 
@@ -58,9 +67,9 @@ fn alone(model: &Inference, cpu: &Cpu, tokens: &[u32]) -> Vec<u32> {
 #[test]
 fn logits_have_the_same_bits_alone_in_ragged_batches_and_for_any_pieces_and_threads() {
     for isa in Isa::available() {
-        for tied in [false, true] {
+        for (index, pattern) in PATTERNS.into_iter().enumerate() {
             let one = Cpu::new(isa, 1).unwrap();
-            let model = inference(tied, &one);
+            let model = Inference::new(Decoder::new(&mixed(pattern, index % 2 == 0), 7).unwrap(), &one);
             let prompts: Vec<Vec<u32>> = (0..17).map(|i| prompt(i, 20 + 5 * i as usize)).collect();
             let expected: Vec<Vec<u32>> = prompts.iter().map(|tokens| alone(&model, &one, tokens)).collect();
             for (threads, wanted) in [(1, Wanted::All), (2, Wanted::All), (3, Wanted::Last)] {
@@ -89,7 +98,7 @@ fn logits_have_the_same_bits_alone_in_ragged_batches_and_for_any_pieces_and_thre
                             let got = bits(rows.next().unwrap());
                             assert!(
                                 got == expected,
-                                "{isa:?}: sequence {i} at {position}, {threads} threads"
+                                "{isa:?}, {pattern}: sequence {i} at {position}, {threads} threads"
                             );
                         }
                     }
@@ -121,6 +130,30 @@ fn a_cut_state_goes_on_as_if_the_rest_had_never_been_read() {
         let mut input = [Input { state: &mut prefix, tokens: &tokens[cut..] }];
         let logits = bits(&model.step(&cpu, &mut input, Wanted::Last).unwrap());
         assert!(logits == alone(&model, &cpu, &tokens)[49 * 203..], "cut at {cut}");
+    }
+}
+
+#[test]
+fn a_state_of_fixed_size_is_had_whole_or_not_at_all() {
+    let cpu = Cpu::new(Isa::best(), 1).unwrap();
+    for pattern in ["S", "L", "D", "SA"] {
+        let model = Inference::new(Decoder::new(&mixed(pattern, true), 7).unwrap(), &cpu);
+        let tokens = prompt(3, 50);
+        let mut state = model.new_state();
+        model.step(&cpu, &mut [Input { state: &mut state, tokens: &tokens[..40] }], Wanted::Last).unwrap();
+        assert_eq!((state.reach(39), state.reach(40), state.reach(100)), (0, 40, 40), "{pattern}");
+        assert!(state.prefix(39).is_none());
+        let bytes = state.bytes();
+        if pattern != "SA" {
+            assert_eq!(bytes, model.new_state().bytes(), "{pattern} holds the same after 40 tokens");
+            assert_eq!(bytes, model.state_bytes(1 << 20), "{pattern}");
+            assert!(model.context() > 100_000, "{pattern}");
+        }
+        for mut state in [state.prefix(40).unwrap(), state] {
+            let mut input = [Input { state: &mut state, tokens: &tokens[40..] }];
+            let logits = bits(&model.step(&cpu, &mut input, Wanted::Last).unwrap());
+            assert!(logits == alone(&model, &cpu, &tokens)[49 * 203..], "{pattern}");
+        }
     }
 }
 

@@ -3,10 +3,13 @@
 
 use crate::Cpu;
 use crate::cpu::rows_mut;
-use crate::ops::ScanShape;
+use crate::ops::lstm::{Recurrent, lstm_steps};
+use crate::ops::{S4dNumbers, ScanShape};
 use std::ops::Range;
 pub use strata_kernels::conv::Filter;
 use strata_kernels::conv::{Lags, conv_silu_step};
+use strata_kernels::projection::PackedWeight;
+use strata_kernels::s4d::{LANES, s4d_forward};
 pub use strata_kernels::ssm::Decay;
 use strata_kernels::ssm::{Scan, ssm_steps};
 use strata_kernels::{MatrixRef, gated_norm as kernel, grid};
@@ -118,4 +121,53 @@ pub fn gated_norm(
         let mut rstd = vec![0.0; rows.len() * groups];
         kernel::gated_norm_forward(cpu.isa(), x, gates, gain, groups, epsilon, y, &mut rstd);
     });
+}
+
+/// The layer of [`crate::Tape::lstm`], all sequences of a time step together; a state is the hidden state, then the cell.
+pub fn lstm(
+    cpu: &Cpu,
+    gates: &[f32],
+    recurrent: &PackedWeight,
+    bias: &[f32],
+    sequences: Vec<Carrying<'_>>,
+    y: &mut [f32],
+) {
+    let (lengths, states): (Vec<usize>, Vec<&mut [f32]>) =
+        sequences.into_iter().map(|sequence| (sequence.new, sequence.state)).unzip();
+    lstm_steps(cpu, gates, Recurrent { weight: recurrent, bias }, &lengths, states, y, None);
+}
+
+/// Numbers of a state of [`s4d`].
+pub fn s4d_state(channels: usize, states: usize) -> usize {
+    channels.div_ceil(LANES) * states * 2 * LANES
+}
+
+/// The layer of [`crate::Tape::s4d`] for rows of `width` channels; see [`s4d_state`].
+pub fn s4d(
+    cpu: &Cpu,
+    x: &[f32],
+    width: usize,
+    numbers: S4dNumbers<'_>,
+    sequences: Vec<Carrying<'_>>,
+    y: &mut [f32],
+) {
+    let rows = rows_of(&sequences);
+    let channels = numbers.channels();
+    let groups: Vec<_> = (0..width).step_by(LANES).map(|start| start..width.min(start + LANES)).collect();
+    let states = channels.first().map_or(0, |group| group.a.len());
+    let worth = cpu.worth_sharing(6 * y.len() * states);
+    let outputs = grid::split(y, width, &rows, &groups);
+    let parts =
+        sequences.into_iter().flat_map(|sequence| sequence.state.chunks_exact_mut(states * 2 * LANES));
+    let work = |(item, (state, mut y)): (usize, (&mut [f32], grid::BlockMut<'_, f32>))| {
+        let (rows, group) = (&rows[item / groups.len()], item % groups.len());
+        let columns = groups[group].clone();
+        let u = &x[rows.start * width + columns.start..];
+        let u = MatrixRef::with_stride(u, rows.len(), columns.len(), width);
+        let (lanes, _) = state.as_chunks_mut::<LANES>();
+        let (pairs, _) = lanes.as_chunks_mut::<2>();
+        s4d_forward(cpu.isa(), u, &channels[group], pairs, &mut y);
+    };
+    let items = parts.zip(outputs).enumerate();
+    if worth { cpu.for_each(items.collect(), work) } else { items.for_each(work) }
 }

@@ -6,17 +6,26 @@ use serde::{Deserialize, Serialize};
 /// A kind of mixer, as a letter of a pattern.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Letter {
-    /// `A`: [`super::Attention`]
+    /// `A`: attention
     Attention,
-    /// `S`: [`super::Ssm`]
+    /// `S`: state-space scan (Mamba-2)
     Ssm,
-    /// `N`: [`super::Nothing`]
+    /// `L`: long short-term memory
+    Lstm,
+    /// `D`: diagonal state-space layer (S4D)
+    S4d,
+    /// `N`: no mixing
     Nothing,
 }
 
 /// All kinds: letter, kind, and the name that the command line has for a model of it alone.
-pub const LETTERS: [(char, Letter, &str); 3] =
-    [('A', Letter::Attention, "attention"), ('S', Letter::Ssm, "ssm"), ('N', Letter::Nothing, "none")];
+pub const LETTERS: [(char, Letter, &str); 5] = [
+    ('A', Letter::Attention, "attention"),
+    ('S', Letter::Ssm, "ssm"),
+    ('L', Letter::Lstm, "lstm"),
+    ('D', Letter::S4d, "s4d"),
+    ('N', Letter::Nothing, "none"),
+];
 
 /// The pattern of `hybrid` where none is given: looking up by attention in every fourth block, all else through states.
 pub const HYBRID: &str = "SSSA";
@@ -35,11 +44,13 @@ pub struct Mixing {
     pub pattern: String,
     /// The shape of the blocks with `S`.
     pub ssm: SsmShape,
+    /// Real numbers of state per channel of the blocks with `D`: twice its complex states.
+    pub s4d_states: usize,
 }
 
 impl Default for Mixing {
     fn default() -> Mixing {
-        Mixing { pattern: "A".to_string(), ssm: SsmShape::default() }
+        Mixing { pattern: "A".to_string(), ssm: SsmShape::default(), s4d_states: 64 }
     }
 }
 
@@ -85,17 +96,17 @@ impl Mixing {
     }
 
     /// Whether all of the first `layers` blocks are of this kind.
-    pub(crate) fn is_all(&self, letter: Letter, layers: usize) -> bool {
+    pub fn is_all(&self, letter: Letter, layers: usize) -> bool {
         self.letters(layers).all(|own| own == letter)
     }
 
     /// Whether one of the first `layers` blocks is of this kind.
-    pub(crate) fn has(&self, letter: Letter, layers: usize) -> bool {
+    pub fn has(&self, letter: Letter, layers: usize) -> bool {
         self.letters(layers).any(|own| own == letter)
     }
 
     /// What is wrong with the pattern: what was expected.
-    pub(crate) fn problem(&self) -> Option<String> {
+    pub fn problem(&self) -> Option<String> {
         let unknown = self.pattern.chars().any(|letter| Letter::of(letter).is_none());
         let known: Vec<String> =
             LETTERS.iter().map(|(letter, _, name)| format!("{letter} ({name})")).collect();
@@ -110,7 +121,9 @@ mod tests {
 
     #[test]
     fn names_and_patterns_stand_for_each_other() {
-        for (name, pattern) in [("attention", "A"), ("ssm", "S"), ("none", "N"), ("hybrid", HYBRID)] {
+        for (name, pattern) in
+            [("attention", "A"), ("ssm", "S"), ("lstm", "L"), ("s4d", "D"), ("none", "N"), ("hybrid", HYBRID)]
+        {
             assert_eq!(Mixing::pattern_of(name).unwrap(), pattern);
         }
         assert_eq!(Mixing::pattern_of("hybrid:SA").unwrap(), "SA");

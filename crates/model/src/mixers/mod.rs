@@ -6,13 +6,17 @@
 //! a state ([`Carried`]). `docs/new-mixer.md` walks through adding one.
 
 mod attention;
+mod lstm;
 pub mod mixing;
 mod nothing;
+mod s4d;
 pub mod ssm;
 
 pub(crate) use attention::Attention;
+pub(crate) use lstm::Lstm;
 pub use mixing::{LETTERS, Letter, Mixing};
 pub(crate) use nothing::Nothing;
+pub(crate) use s4d::S4d;
 pub(crate) use ssm::Ssm;
 pub use ssm::SsmShape;
 
@@ -284,6 +288,8 @@ fn make(letter: Letter, config: &Config) -> Arc<dyn AnyMixer> {
     match letter {
         Letter::Attention => Arc::new(Attention::new(config)),
         Letter::Ssm => Arc::new(Ssm::new(config)),
+        Letter::Lstm => Arc::new(Lstm::new(config)),
+        Letter::S4d => Arc::new(S4d::new(config)),
         Letter::Nothing => Arc::new(Nothing),
     }
 }

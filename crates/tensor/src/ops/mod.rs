@@ -7,12 +7,15 @@ mod cross_entropy;
 mod embedding;
 mod gated_norm;
 mod linear;
+pub(crate) mod lstm;
 mod rms_norm;
+mod s4d;
 pub(crate) mod segments;
 mod ssm_scan;
 mod swiglu;
 
 pub use cross_entropy::Loss;
+pub use s4d::{S4dNumbers, S4dParameters};
 pub use ssm_scan::{ScanParameters, ScanShape};
 pub use strata_kernels::ssm::CHUNK;
 
