@@ -196,7 +196,6 @@ impl Lags {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::grid;
     use crate::reference::{Random, assert_all_close, numeric_gradient, to_f64};
 
     const POSITIONS: [u32; 9] = [0, 1, 0, 0, 1, 2, 3, 4, 5];
@@ -235,15 +234,14 @@ mod tests {
                 let (mut d_x, mut d_weight, mut d_bias) =
                     (vec![f32::NAN; x.len()], vec![0.5; weight.len()], vec![0.25; channels]);
                 let d_view = MatrixRef::new(&d_y, rows, channels);
-                let whole = 0..channels;
-                let mut blocks = grid::split(&mut d_x, channels, &[0..rows], std::slice::from_ref(&whole));
+                let mut block = BlockMut::new(&mut d_x, channels);
                 conv_silu_backward(
                     isa,
                     d_view,
                     view,
                     &POSITIONS,
                     filter,
-                    &mut blocks[0],
+                    &mut block,
                     &mut d_weight,
                     &mut d_bias,
                 );

@@ -164,7 +164,7 @@ pub fn ssm_scan_forward<E: Element>(isa: Isa, scan: Scan<'_, E>, y: &mut BlockMu
     let mut scaled = vec![E::default(); CHUNK * width];
     let mut sums = vec![0.0f32; CHUNK * width];
     let mut scores = vec![0.0f32; CHUNK * CHUNK];
-    let mut masked = vec![E::default(); CHUNK * CHUNK];
+    let mut masked = [E::default(); CHUNK * CHUNK];
     for start in (0..tokens).step_by(CHUNK) {
         let rows = CHUNK.min(tokens - start);
         let chunk = scan.chunk(start..start + rows);
