@@ -22,6 +22,7 @@ pub mod embedding;
 pub mod gated_norm;
 pub mod grid;
 pub mod isa;
+pub mod local_attention;
 pub mod lstm;
 pub mod math;
 pub mod matmul;

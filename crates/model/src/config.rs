@@ -168,6 +168,11 @@ impl Config {
             let prefix = if self.family() == Family::Mamba2 { "" } else { "mixing.ssm." };
             return field(&format!("{prefix}{name}"), expected, found);
         }
+        if let Some(window) = self.mixing.window
+            && !(1..=UNBOUNDED).contains(&window)
+        {
+            return field("mixing.window", format!("a number from 1 to {UNBOUNDED}"), window.to_string());
+        }
         let states = self.mixing.s4d_states;
         if self.mixing.has(Letter::S4d, self.layers)
             && !(states.is_multiple_of(2) && (2..=1 << 14).contains(&states))
@@ -257,7 +262,7 @@ impl Config {
 
     /// The architecture that computes this.
     pub(crate) fn family(&self) -> Family {
-        if self.mixing.is_all(Letter::Attention, self.layers) {
+        if self.mixing.is_all(Letter::Attention, self.layers) && self.mixing.is_plain() {
             Family::Llama
         } else if self.mixing.is_all(Letter::Ssm, self.layers) && self.ffn == 0 {
             Family::Mamba2
@@ -632,6 +637,7 @@ impl<'a> Fields<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mixers::Positions;
     use proptest::prelude::*;
 
     fn parse(text: &str) -> Result<Config, ModelError> {
@@ -743,6 +749,8 @@ mod tests {
             ("StrataForCausalLM", "mixing", "{\"patern\": \"S\"}"),
             ("StrataForCausalLM", "mixing.pattern", "{\"pattern\": \"SXA\"}"),
             ("StrataForCausalLM", "mixing.pattern", "{\"pattern\": \"\"}"),
+            ("StrataForCausalLM", "mixing.window", "{\"window\": 0}"),
+            ("StrataForCausalLM", "mixing", "{\"positions\": \"sine\"}"),
             ("StrataForCausalLM", "mixing.s4d_states", "{\"pattern\": \"D\", \"s4d_states\": 7}"),
             (
                 "StrataForCausalLM",
@@ -767,6 +775,7 @@ mod tests {
             epsilon in 1e-8f32..1e-2,
             llama3 in any::<bool>(),
             pattern in "[ASLDN]{1,5}",
+            window in proptest::option::of(1usize..100),
             longest in proptest::option::of((2u32..36).prop_map(|quarters| f64::from(quarters) / 4.0)),
         ) {
             let config = Config {
@@ -779,6 +788,8 @@ mod tests {
                 mixing: Mixing {
                     pattern,
                     ssm: SsmShape { head_dim: 2, expand: 2, longest, ..SsmShape::default() },
+                    positions: [Positions::Rotary, Positions::Alibi, Positions::None][layers % 3],
+                    window,
                     ..Mixing::default()
                 },
             };

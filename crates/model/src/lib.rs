@@ -22,6 +22,6 @@ pub use error::ModelError;
 pub use home::Home;
 pub use inference::{Inference, Input, State, Wanted};
 pub use lineage::{DataFile, Lineage, Parent};
-pub use mixers::{Mixing, SsmShape};
+pub use mixers::{Mixing, Positions, SsmShape};
 pub use training::{Batch, Training};
 pub use weights::{NamedTensor, read_weights, write_weights};

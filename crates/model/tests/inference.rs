@@ -1,10 +1,10 @@
 //! What a sequence gives does not depend on the company it is read in.
 
-use strata_model::{Config, Decoder, Inference, Input, Mixing, ModelError, SsmShape, Wanted};
+use strata_model::{Config, Decoder, Inference, Input, Mixing, ModelError, Positions, SsmShape, Wanted};
 use strata_tensor::{Cpu, Isa};
 
-/// Every mixer alone, and two together.
-const PATTERNS: [&str; 6] = ["A", "S", "L", "D", "N", "SA"];
+/// Every mixer alone, two together, and attention within a window, with ALiBi and without positions.
+const PATTERNS: [&str; 10] = ["A", "S", "L", "D", "N", "SA", "A window", "A alibi", "A none", "SA window"];
 
 fn config(tied: bool) -> Config {
     mixed("A", tied)
@@ -13,6 +13,13 @@ fn config(tied: bool) -> Config {
 fn mixed(pattern: &str, tied: bool) -> Config {
     let ssm = SsmShape { head_dim: 8, state: 10, groups: 2, ..SsmShape::default() };
     let bare = pattern == "S";
+    let (letters, kind) = pattern.split_once(' ').unwrap_or((pattern, ""));
+    let positions = match kind {
+        "alibi" => Positions::Alibi,
+        "none" => Positions::None,
+        _ => Positions::Rotary,
+    };
+    let window = (kind == "window").then_some(11);
     Config {
         vocab_size: 203,
         width: 48,
@@ -28,7 +35,7 @@ fn mixed(pattern: &str, tied: bool) -> Config {
         tied,
         bos: None,
         eos: vec![],
-        mixing: Mixing { pattern: pattern.into(), ssm, s4d_states: 6 },
+        mixing: Mixing { pattern: letters.into(), ssm, s4d_states: 6, positions, window },
     }
 }
 
@@ -114,8 +121,14 @@ fn logits_have_the_same_bits_alone_in_ragged_batches_and_for_any_pieces_and_thre
 
 #[test]
 fn a_cut_state_goes_on_as_if_the_rest_had_never_been_read() {
+    for pattern in ["A", "A alibi", "A none"] {
+        cut_states_go_on(pattern);
+    }
+}
+
+fn cut_states_go_on(pattern: &str) {
     let cpu = Cpu::new(Isa::best(), 1).unwrap();
-    let model = inference(true, &cpu);
+    let model = Inference::new(Decoder::new(&mixed(pattern, true), 7).unwrap(), &cpu);
     let tokens = prompt(3, 50);
     let mut state = model.new_state();
     model.step(&cpu, &mut [Input { state: &mut state, tokens: &tokens }], Wanted::Last).unwrap();
@@ -136,7 +149,7 @@ fn a_cut_state_goes_on_as_if_the_rest_had_never_been_read() {
 #[test]
 fn a_state_of_fixed_size_is_had_whole_or_not_at_all() {
     let cpu = Cpu::new(Isa::best(), 1).unwrap();
-    for pattern in ["S", "L", "D", "SA"] {
+    for pattern in ["S", "L", "D", "SA", "A window", "SA window"] {
         let model = Inference::new(Decoder::new(&mixed(pattern, true), 7).unwrap(), &cpu);
         let tokens = prompt(3, 50);
         let mut state = model.new_state();

@@ -1,11 +1,14 @@
 //! Every mixer: what training computes over whole sequences is what decoding computes step by step.
 
-use strata_model::{Batch, Config, Decoder, Inference, Input, Mixing, SsmShape, Training, Wanted};
+use strata_model::{Batch, Config, Decoder, Inference, Input, Mixing, Positions, SsmShape, Training, Wanted};
 use strata_tensor::{AdamW, Cpu, Isa, Precision};
 
 const VOCABULARY: usize = 61;
 
 fn config(pattern: &str, ffn: usize) -> Config {
+    let (pattern, kind) = pattern.split_once(' ').unwrap_or((pattern, ""));
+    let positions = if kind == "alibi" { Positions::Alibi } else { Positions::Rotary };
+    let window = (kind == "window").then_some(50);
     Config {
         vocab_size: VOCABULARY,
         width: 32,
@@ -25,11 +28,23 @@ fn config(pattern: &str, ffn: usize) -> Config {
             pattern: pattern.into(),
             ssm: SsmShape { head_dim: 16, state: 16, groups: 2, ..SsmShape::default() },
             s4d_states: 16,
+            positions,
+            window,
         },
     }
 }
 
-const SHAPES: [(&str, usize); 6] = [("A", 48), ("S", 0), ("L", 48), ("D", 48), ("N", 48), ("SSSA", 48)];
+const SHAPES: [(&str, usize); 9] = [
+    ("A", 48),
+    ("S", 0),
+    ("L", 48),
+    ("D", 48),
+    ("N", 48),
+    ("SSSA", 48),
+    ("A window", 48),
+    ("A alibi", 48),
+    ("SSSA window", 48),
+];
 
 fn tokens(count: usize, mut state: u64) -> Vec<u32> {
     let mut next = || {
@@ -116,7 +131,9 @@ fn a_model_comes_back_from_disk_and_weights_of_another_mixer_are_refused() {
         strata_model::write_weights(&path.join("model.safetensors"), &decoder.tensors()).unwrap();
         let back = Decoder::load(&path).unwrap();
         assert_eq!(back.tensors(), decoder.tensors(), "{pattern}");
-        assert_eq!(back.config().mixing.pattern, pattern);
+        let (back, mixing) = (&back.config().mixing, &config.mixing);
+        assert_eq!((&back.pattern, back.positions), (&mixing.pattern, mixing.positions));
+        assert_eq!(back.window, mixing.window);
     }
     for (weights, pattern) in [("S", "A"), ("A", "S"), ("L", "D"), ("SSSA", "L"), ("N", "A")] {
         let path = folder.path().join(format!("{weights} as {pattern}"));
@@ -127,5 +144,24 @@ fn a_model_comes_back_from_disk_and_weights_of_another_mixer_are_refused() {
         copy(pattern, "config.json").unwrap();
         let message = Decoder::load(&path).unwrap_err().to_string();
         assert!(message.contains("tensor \"") && message.contains("model.safetensors"), "{message}");
+    }
+}
+
+#[test]
+fn states_of_fixed_size_stream_past_the_trained_length_and_stay_what_they_are() {
+    let cpu = Cpu::new(Isa::best(), 2).unwrap();
+    for pattern in ["S", "SSSA window", "L", "D"] {
+        let config = config(pattern, if pattern == "S" { 0 } else { 48 });
+        let model = Inference::new(trained(&config).into_decoder(), &cpu);
+        let mut state = model.new_state();
+        let bytes = state.bytes();
+        let piece = tokens(500, 6);
+        // Five times the 1,024 positions of the configuration.
+        for _ in 0..11 {
+            let mut input = [Input { state: &mut state, tokens: &piece }];
+            let logits = model.step(&cpu, &mut input, Wanted::Last).unwrap();
+            assert!(logits.iter().all(|logit| logit.is_finite()), "{pattern}");
+        }
+        assert_eq!((state.len(), state.bytes()), (5500, bytes), "{pattern}");
     }
 }

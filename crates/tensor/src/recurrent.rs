@@ -1,13 +1,14 @@
 //! The operations of decoding with states of fixed size: as [`crate::infer`], what a token gives does not depend, to the
 //! bit, on the other sequences, on the pieces a prompt is read in or on the number of threads.
 
-use crate::Cpu;
 use crate::cpu::rows_mut;
 use crate::ops::lstm::{Recurrent, lstm_steps};
-use crate::ops::{S4dNumbers, ScanShape};
+use crate::ops::{S4dNumbers, ScanShape, Sight};
+use crate::{Cpu, Heads};
 use std::ops::Range;
 pub use strata_kernels::conv::Filter;
 use strata_kernels::conv::{Lags, conv_silu_step};
+use strata_kernels::local_attention::{Slots, local_attention_steps};
 use strata_kernels::projection::PackedWeight;
 use strata_kernels::s4d::{LANES, s4d_forward};
 pub use strata_kernels::ssm::Decay;
@@ -170,4 +171,42 @@ pub fn s4d(
     };
     let items = parts.zip(outputs).enumerate();
     if worth { cpu.for_each(items.collect(), work) } else { items.for_each(work) }
+}
+
+/// The keys and values in sight of one sequence, and its new tokens.
+#[derive(Debug)]
+pub struct Sighted<'a> {
+    /// New tokens.
+    pub new: usize,
+    /// Tokens before them.
+    pub position: usize,
+    /// Rows of keys, then values: that of token `t` is `t` modulo their number.
+    pub rows: &'a mut [f32],
+}
+
+/// The attention of [`crate::Tape::local_attention`], token by token. `qkv` holds a row as [`Heads`] describes it per new
+/// token; `frequencies` are radians per position of each pair of a head, where positions are rotary.
+pub fn local_attention(
+    cpu: &Cpu,
+    heads: Heads,
+    frequencies: Option<&[f64]>,
+    sight: Sight,
+    qkv: &[f32],
+    sequences: Vec<Sighted<'_>>,
+    y: &mut [f32],
+) {
+    let (row, query_row) = (heads.row(), heads.query_row());
+    let (mut rest, mut items, mut operations) = ((qkv, y), Vec::with_capacity(sequences.len()), 0);
+    for sequence in sequences {
+        let (own, later) = rest.0.split_at(sequence.new * row);
+        let (y, later_y) = rest.1.split_at_mut(sequence.new * query_row);
+        operations += 2 * y.len() * (sequence.position + sequence.new).min(sight.window);
+        items.push((sequence, own, y));
+        rest = (later, later_y);
+    }
+    let work = |(sequence, own, y): (Sighted<'_>, &[f32], &mut [f32])| {
+        let slots = Slots { rows: sequence.rows, position: sequence.position };
+        local_attention_steps(cpu.isa(), heads, frequencies, sight, own, slots, y);
+    };
+    if cpu.worth_sharing(operations) { cpu.for_each(items, work) } else { items.into_iter().for_each(work) }
 }

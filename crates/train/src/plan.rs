@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use strata_model::mixers::{Kind, Letter};
-use strata_model::{Config, Mixing};
+use strata_model::{Config, Mixing, Positions};
 
 use crate::{Decay, Schedule, TrainError};
 
@@ -49,6 +49,10 @@ pub struct Overrides {
     pub mixer: Option<String>,
     /// A letter per block, in place of the mixer's own; see [`Mixing::pattern`].
     pub pattern: Option<String>,
+    /// How attention knows where tokens are: "rotary", "alibi" or "none".
+    pub positions: Option<Positions>,
+    /// Tokens that a token sees by attention; see [`Mixing::window`].
+    pub window: Option<usize>,
     /// State per element of a state-space head; see [`strata_model::SsmShape::state`].
     pub state: Option<usize>,
     /// Width of a state-space head; see [`strata_model::SsmShape::head_dim`].
@@ -357,6 +361,14 @@ impl Overrides {
         {
             mixing.pattern = letter.to_string();
         }
+        if mixing.has(Letter::Attention, mixing.pattern.len()) {
+            mixing.positions = self.positions.unwrap_or(mixing.positions);
+            mixing.window = self.window;
+        } else if self.positions.is_some() || self.window.is_some() {
+            let reason =
+                "positions and window are those of attention, and this mixer has none; leave them out";
+            return Err(TrainError::Request(reason.into()));
+        }
         if mixing.has(Letter::S4d, mixing.pattern.len()) {
             mixing.s4d_states = self.s4d_states.unwrap_or(mixing.s4d_states);
         }
@@ -615,6 +627,8 @@ mod tests {
         let mixer = |name: &str| Overrides { mixer: Some(name.into()), ..Overrides::default() };
         assert!(refused(mixer("rnn")).contains("attention, ssm"));
         assert!(refused(mixer("hybrid:SQ")).contains("S (ssm)"));
+        assert!(refused(Overrides { window: Some(64), ..mixer("ssm") }).contains("attention"));
+        assert!(refused(Overrides { window: Some(0), ..Overrides::default() }).contains("mixing.window"));
         let pattern = Overrides { pattern: Some("AZ".into()), ..Overrides::default() };
         assert!(refused(pattern).contains("A (attention)"));
         assert!(refused(Overrides { heads: Some(4), ..mixer("ssm") }).contains("state_head_dim"));

@@ -36,7 +36,20 @@ impl Letter {
     }
 }
 
-/// Which mixer each block has, and the shapes of the mixers other than attention.
+/// How attention knows where tokens are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Positions {
+    /// Queries and keys are turned by their positions.
+    #[default]
+    Rotary,
+    /// Scores fall with the distance.
+    Alibi,
+    /// Not at all, but that a token sees none behind it.
+    None,
+}
+
+/// Which mixer each block has, and the shapes of the mixers beyond plain attention.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Mixing {
@@ -46,11 +59,21 @@ pub struct Mixing {
     pub ssm: SsmShape,
     /// Real numbers of state per channel of the blocks with `D`: twice its complex states.
     pub s4d_states: usize,
+    /// Positions of the blocks with `A`.
+    pub positions: Positions,
+    /// Tokens that a token sees in the blocks with `A`, itself included; all before it where there is none.
+    pub window: Option<usize>,
 }
 
 impl Default for Mixing {
     fn default() -> Mixing {
-        Mixing { pattern: "A".to_string(), ssm: SsmShape::default(), s4d_states: 64 }
+        Mixing {
+            pattern: "A".to_string(),
+            ssm: SsmShape::default(),
+            s4d_states: 64,
+            positions: Positions::Rotary,
+            window: None,
+        }
     }
 }
 
@@ -98,6 +121,11 @@ impl Mixing {
     /// Whether all of the first `layers` blocks are of this kind.
     pub fn is_all(&self, letter: Letter, layers: usize) -> bool {
         self.letters(layers).all(|own| own == letter)
+    }
+
+    /// Whether attention is as in a Llama.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.positions == Positions::Rotary && self.window.is_none()
     }
 
     /// Whether one of the first `layers` blocks is of this kind.

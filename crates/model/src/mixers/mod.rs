@@ -14,7 +14,7 @@ pub mod ssm;
 
 pub(crate) use attention::Attention;
 pub(crate) use lstm::Lstm;
-pub use mixing::{LETTERS, Letter, Mixing};
+pub use mixing::{LETTERS, Letter, Mixing, Positions};
 pub(crate) use nothing::Nothing;
 pub(crate) use s4d::S4d;
 pub(crate) use ssm::Ssm;
@@ -169,6 +169,13 @@ pub enum Carried {
         /// The keys and values.
         cache: KeyValueCache,
     },
+    /// So many numbers for every token: grows with the sequence, and can be cut.
+    Rows {
+        /// Numbers per token.
+        width: usize,
+        /// Those of all tokens, behind each other.
+        values: Vec<f32>,
+    },
     /// A fixed number of numbers that every token overwrites: what was before cannot be had back.
     Fixed(Vec<f32>),
 }
@@ -179,7 +186,7 @@ impl Carried {
         match self {
             Carried::Nothing => 0,
             Carried::Cache { cache, .. } => cache.bytes(),
-            Carried::Fixed(state) => size_of_val(state.as_slice()),
+            Carried::Fixed(state) | Carried::Rows { values: state, .. } => size_of_val(state.as_slice()),
         }
     }
 
@@ -192,6 +199,9 @@ impl Carried {
     pub(crate) fn prefix(&self, length: usize) -> Carried {
         match self {
             Carried::Cache { heads, cache } => Carried::Cache { heads: *heads, cache: cache.prefix(length) },
+            Carried::Rows { width, values } => {
+                Carried::Rows { width: *width, values: values[..length * width].to_vec() }
+            }
             whole => whole.clone(),
         }
     }
@@ -201,6 +211,7 @@ impl Carried {
         match (self, empty) {
             (Carried::Nothing, Carried::Nothing) => true,
             (Carried::Cache { cache, .. }, Carried::Cache { heads, .. }) => cache.fits(isa, *heads),
+            (Carried::Rows { width, .. }, Carried::Rows { width: of_empty, .. }) => width == of_empty,
             (Carried::Fixed(state), Carried::Fixed(empty)) => state.len() == empty.len(),
             _ => false,
         }
