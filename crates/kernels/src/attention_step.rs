@@ -85,13 +85,13 @@ fn block<K: Tile>(
     let panels = seen(count - 1).div_ceil(K::COLUMNS);
     let width = panels * K::COLUMNS;
     let scores = scratch.scores.at_least(count * width);
-    let tile_rows = tiles::<K>(count).next().map_or(1, |tile| tile.len());
+    let tile_rows = tiles(K::ROWS, count).next().map_or(1, |tile| tile.len());
     let mut place = BlockMut::new(scores, width);
     let mut panel = 0;
     while panel < panels {
         let side = tile::power_of_two_up_to(K::side_by_side(tile_rows), panels - panel);
         let keys = cache.keys(key_value_head, panel);
-        for tile in tiles::<K>(count) {
+        for tile in tiles(K::ROWS, count) {
             let left = Left { data: &queries[tile.start * d..], row_stride: d, depth_stride: 1 };
             let shape = Shape { rows: tile.len(), panels: side, depth: d };
             let corner = (tile.start, panel * K::COLUMNS);
@@ -125,7 +125,7 @@ fn block<K: Tile>(
         }
     };
     for start in (0..seen(count - 1)).step_by(BLOCK) {
-        for tile in tiles::<K>(count) {
+        for tile in tiles(K::ROWS, count) {
             let common = seen(tile.start).min(start + BLOCK);
             if start < common {
                 add(tile.clone(), start..common);

@@ -71,6 +71,24 @@ impl Buffer {
         unsafe { std::slice::from_raw_parts_mut(self.as_mut_ptr().cast(), self.len() / 4) }
     }
 
+    /// All of it.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: the buffer holds that many initialised bytes.
+        unsafe { std::slice::from_raw_parts(self.as_ptr(), self.len()) }
+    }
+
+    /// All of it as words of 32 bits.
+    pub fn words(&self) -> &[u32] {
+        // SAFETY: as for `floats`; every bit pattern is a u32.
+        unsafe { std::slice::from_raw_parts(self.as_ptr().cast(), self.len() / 4) }
+    }
+
+    /// All of it as words of 32 bits, for writing.
+    pub fn words_mut(&mut self) -> &mut [u32] {
+        // SAFETY: as above, and the buffer is borrowed alone.
+        unsafe { std::slice::from_raw_parts_mut(self.as_mut_ptr().cast(), self.len() / 4) }
+    }
+
     /// The first byte; a multiple of 64.
     pub fn as_ptr(&self) -> *const u8 {
         self.start.as_ptr()
@@ -80,6 +98,18 @@ impl Buffer {
     pub fn as_mut_ptr(&mut self) -> *mut u8 {
         self.start.as_ptr()
     }
+}
+
+/// Words as the f32 of the same bits.
+pub(crate) fn as_floats(words: &[u32]) -> &[f32] {
+    // SAFETY: both types have four bytes and the same alignment, and every bit pattern is valid for both.
+    unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), words.len()) }
+}
+
+/// Words as the f32 of the same bits, for writing.
+pub(crate) fn as_floats_mut(words: &mut [u32]) -> &mut [f32] {
+    // SAFETY: as above, and the words are borrowed alone.
+    unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), words.len()) }
 }
 
 /// One cache line.

@@ -112,6 +112,7 @@ struct Detected {
     avx2_lacks: Option<&'static str>,
     avx512_lacks: Option<&'static str>,
     avx512_bf16: bool,
+    avx512_vnni: bool,
     amx: AmxStatus,
 }
 
@@ -178,6 +179,11 @@ impl Isa {
         self.0 >= Level::Avx512 && detected().avx512_bf16
     }
 
+    /// Whether AVX-512 has dot products of bytes here; false below [`Level::Avx512`].
+    pub fn has_avx512_vnni(self) -> bool {
+        self.0 >= Level::Avx512 && detected().avx512_vnni
+    }
+
     /// The proof that products of bf16 are faster than those of f32 here, by AMX tiles or AVX-512's dot products.
     pub fn bf16_unit(self) -> Option<Bf16Unit> {
         Bf16Unit::of(self)
@@ -226,7 +232,8 @@ fn detect() -> Detected {
         _ => Level::Portable,
     };
     let avx512_bf16 = avx512_lacks.is_none() && std::arch::is_x86_feature_detected!("avx512bf16");
-    Detected { best, avx2_lacks, avx512_lacks, avx512_bf16, amx }
+    let avx512_vnni = avx512_lacks.is_none() && std::arch::is_x86_feature_detected!("avx512vnni");
+    Detected { best, avx2_lacks, avx512_lacks, avx512_bf16, avx512_vnni, amx }
 }
 
 #[cfg(not(target_arch = "x86_64"))]
@@ -237,6 +244,7 @@ fn detect() -> Detected {
         avx2_lacks: lacks,
         avx512_lacks: lacks,
         avx512_bf16: false,
+        avx512_vnni: false,
         amx: AmxStatus::NotBuiltIn,
     }
 }

@@ -27,6 +27,7 @@ pub mod lstm;
 pub mod math;
 pub mod matmul;
 pub mod matrix;
+mod narrow;
 pub mod norm;
 pub mod optimizer;
 pub mod peak;
@@ -35,6 +36,7 @@ pub mod rotary;
 pub mod s4d;
 pub mod ssm;
 pub mod swiglu;
+pub mod team;
 pub(crate) mod tile;
 pub mod tiles;
 

@@ -1,8 +1,9 @@
 //! Products with a weight that was packed once, for decoding: the bits of a row of the result do not depend on the
 //! rows beside it, on their number, or on how the work was shared out.
 
-use crate::buffer::Buffer;
+use crate::buffer::{Buffer, as_floats, as_floats_mut};
 use crate::matmul::pack::pack;
+use crate::narrow;
 use crate::tile::{self, Left, Panels, Shape, Tile, with_tile};
 use crate::{BlockMut, Isa, Store};
 use std::ops::Range;
@@ -13,10 +14,23 @@ const BLOCK_ROWS: usize = 96;
 /// whole depth, and so read the weight from front to back.
 const BLOCK_DEPTH: usize = 384;
 
+/// What a packed weight is held in. Sums are f32 (within groups of int8: exact integers).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
+pub enum WeightFormat {
+    /// f32: the reference.
+    #[default]
+    F32,
+    /// bf16: half the bytes. Inputs are rounded to bf16 where the CPU has dot products of it, else they stay f32.
+    Bf16,
+    /// int8 with an f32 scale per 128 inputs: a quarter of the bytes, and 3 %. Inputs are rounded in the same way.
+    Int8,
+}
+
 /// A weight of shape (outputs, inputs), laid out for the tiles of one instruction set.
 #[derive(Debug)]
 pub struct PackedWeight {
     isa: Isa,
+    format: WeightFormat,
     outputs: usize,
     inputs: usize,
     panels: Buffer,
@@ -27,11 +41,16 @@ impl PackedWeight {
     ///
     /// # Panics
     /// Where a dimension is zero.
-    pub fn zeros(isa: Isa, outputs: usize, inputs: usize) -> PackedWeight {
+    pub fn zeros(isa: Isa, format: WeightFormat, outputs: usize, inputs: usize) -> PackedWeight {
         assert!(outputs > 0 && inputs > 0, "packed weight: {outputs} x {inputs}");
         let mut panels = Buffer::new();
-        panels.reserve(4 * outputs.next_multiple_of(columns(isa)) * inputs);
-        PackedWeight { isa, outputs, inputs, panels }
+        panels.reserve(4 * outputs.div_ceil(columns(isa)) * panel_words(isa, format, inputs));
+        PackedWeight { isa, format, outputs, inputs, panels }
+    }
+
+    /// What it is held in.
+    pub fn format(&self) -> WeightFormat {
+        self.format
     }
 
     /// The instruction set it is laid out for and multiplied with.
@@ -54,9 +73,9 @@ impl PackedWeight {
         self.outputs.div_ceil(columns(self.isa))
     }
 
-    /// Memory held, in bytes.
+    /// Bytes that a product reads, all panels and scales; the memory held ends on a page.
     pub fn bytes(&self) -> usize {
-        self.panels.len()
+        4 * self.panels() * panel_words(self.isa, self.format, self.inputs)
     }
 
     /// The outputs of a range of panels.
@@ -66,9 +85,9 @@ impl PackedWeight {
     }
 
     /// The memory of ascending ranges of panels that follow each other, for [`fill_panels`] on several threads.
-    pub fn pieces_mut(&mut self, ranges: &[Range<usize>]) -> Vec<&mut [f32]> {
-        let panel = columns(self.isa) * self.inputs;
-        let mut rest = self.panels.floats_mut();
+    pub fn pieces_mut(&mut self, ranges: &[Range<usize>]) -> Vec<&mut [u32]> {
+        let panel = panel_words(self.isa, self.format, self.inputs);
+        let mut rest = self.panels.words_mut();
         let mut piece = |range: &Range<usize>| {
             let (piece, after) = std::mem::take(&mut rest).split_at_mut(range.len() * panel);
             rest = after;
@@ -77,16 +96,45 @@ impl PackedWeight {
         ranges.iter().map(&mut piece).collect()
     }
 
-    /// Row `output` of the weight.
+    /// Row `output` of the weight, as it is held.
     ///
     /// # Panics
     /// Where `output` is outside the weight or `row` is not `inputs` long.
     pub fn read_row(&self, output: usize, row: &mut [f32]) {
         assert!(output < self.outputs && row.len() == self.inputs, "packed weight: row {output}");
         let columns = columns(self.isa);
+        if self.format != WeightFormat::F32 {
+            let start = output / columns * panel_words(self.isa, self.format, self.inputs);
+            return narrow::read(self.format, &self.panels.words()[start..], columns, output % columns, row);
+        }
         let panel = &self.panels.floats()[output / columns * columns * self.inputs..];
         for (to, from) in row.iter_mut().zip(panel.chunks_exact(columns)) {
             *to = from[output % columns];
+        }
+    }
+
+    /// Words of 32 bits of a row that [`PackedWeight::prepare`] writes.
+    pub fn row_words(&self) -> usize {
+        match self.format {
+            WeightFormat::F32 => self.inputs,
+            format => narrow::row_words(self.isa, format, self.inputs),
+        }
+    }
+
+    /// Writes rows of inputs in the form that [`PackedWeight::project`] reads: f32, or rounded as the format says. What a
+    /// row becomes does not depend on the others.
+    ///
+    /// # Panics
+    /// Where `words` has not [`PackedWeight::row_words`] for every row of `x`.
+    pub fn prepare(&self, x: &[f32], words: &mut [u32]) {
+        let rows = x.len() / self.inputs;
+        assert!(
+            x.len() == rows * self.inputs && words.len() == rows * self.row_words(),
+            "projection: inputs"
+        );
+        match self.format {
+            WeightFormat::F32 => as_floats_mut(words).copy_from_slice(x),
+            format => narrow::prepare(self.isa, format, self.inputs, x, words),
         }
     }
 
@@ -94,22 +142,58 @@ impl PackedWeight {
     ///
     /// # Panics
     /// Where the shapes do not fit together.
-    pub fn project(&self, x: &[f32], panels: Range<usize>, y: &mut BlockMut<'_, f32>) {
+    pub fn project(&self, x: Rows<'_>, panels: Range<usize>, y: &mut BlockMut<'_, f32>) {
         let outputs = self.outputs_of(panels.clone()).len();
+        let (words, row) = match x {
+            Rows::Plain(x) => (x.len(), self.inputs),
+            Rows::Prepared(x) => (x.len(), self.row_words()),
+        };
         assert!(
-            x.len() == y.rows() * self.inputs && y.columns() == outputs && panels.end <= self.panels(),
-            "projection: {} inputs of {} for {}x{outputs} outputs",
-            x.len(),
-            self.inputs,
+            words == y.rows() * row && y.columns() == outputs && panels.end <= self.panels(),
+            "projection: {words} words of inputs, {row} a row, for {}x{outputs} outputs",
             y.rows()
         );
-        with_tile!(self.isa, project(self, x, panels, y));
+        match (self.format, x) {
+            (WeightFormat::F32, Rows::Plain(x)) => with_tile!(self.isa, project(self, x, panels, y)),
+            (WeightFormat::F32, Rows::Prepared(x)) => {
+                with_tile!(self.isa, project(self, as_floats(x), panels, y))
+            }
+            (format, Rows::Prepared(x)) => {
+                let &PackedWeight { isa, inputs, .. } = self;
+                let memory = self.panels.words();
+                narrow::project(&narrow::Product { isa, format, inputs, x, panels: memory }, panels, y);
+            }
+            (format, Rows::Plain(_)) => panic!("projection: inputs must be prepared for {format:?}"),
+        }
     }
 }
 
+/// Rows of inputs.
+#[derive(Clone, Copy, Debug)]
+pub enum Rows<'a> {
+    /// As they are; for weights in f32 only.
+    Plain(&'a [f32]),
+    /// As [`PackedWeight::prepare`] wrote them.
+    Prepared(&'a [u32]),
+}
+
 /// Packs rows of a weight (`inputs` elements each) into the memory of their panels.
-pub fn fill_panels(isa: Isa, rows: &[f32], inputs: usize, panels: &mut [f32]) {
-    pack::<f32>(isa, rows, inputs, 1, rows.len() / inputs, inputs, columns(isa), panels);
+pub fn fill_panels(isa: Isa, format: WeightFormat, rows: &[f32], inputs: usize, panels: &mut [u32]) {
+    match format {
+        WeightFormat::F32 => {
+            let (count, group) = (rows.len() / inputs, columns(isa));
+            pack::<f32>(isa, rows, inputs, 1, count, inputs, group, as_floats_mut(panels));
+        }
+        format => narrow::fill(isa, format, rows, inputs, panels),
+    }
+}
+
+/// Words of a panel.
+fn panel_words(isa: Isa, format: WeightFormat, inputs: usize) -> usize {
+    match format {
+        WeightFormat::F32 => columns(isa) * inputs,
+        format => narrow::panel_words(format, inputs, columns(isa)),
+    }
 }
 
 /// Columns of a panel.
@@ -120,9 +204,9 @@ pub(crate) fn columns(isa: Isa) -> usize {
     with_tile!(isa, of())
 }
 
-/// Cuts `rows` into tiles of nearly the same number of rows.
-pub(crate) fn tiles<K: Tile>(rows: usize) -> impl Iterator<Item = Range<usize>> {
-    let height = rows.div_ceil(rows.div_ceil(K::ROWS).max(1)).max(1);
+/// Cuts `rows` into tiles of nearly the same number of rows, `most` of them at most.
+pub(crate) fn tiles(most: usize, rows: usize) -> impl Iterator<Item = Range<usize>> {
+    let height = rows.div_ceil(rows.div_ceil(most).max(1)).max(1);
     (0..rows).step_by(height).map(move |row| row..rows.min(row + height))
 }
 
@@ -132,7 +216,7 @@ fn project<K: Tile>(weight: &PackedWeight, x: &[f32], panels: Range<usize>, y: &
     let block_depth = if rows <= K::ROWS { inputs } else { BLOCK_DEPTH };
     for first in (0..rows).step_by(BLOCK_ROWS) {
         let height = BLOCK_ROWS.min(rows - first);
-        let tile_rows = tiles::<K>(height).next().map_or(0, |tile| tile.len());
+        let tile_rows = tiles(K::ROWS, height).next().map_or(0, |tile| tile.len());
         for start in (0..inputs).step_by(block_depth) {
             let depth = block_depth.min(inputs - start);
             let store = if start == 0 { Store::Overwrite } else { Store::Accumulate };
@@ -142,7 +226,7 @@ fn project<K: Tile>(weight: &PackedWeight, x: &[f32], panels: Range<usize>, y: &
                 let data = &weight.panels.floats()[panel * panel_size + start * K::COLUMNS..];
                 let right = Panels { data, stride: panel_size, depth_stride: K::COLUMNS };
                 let column = (panel - panels.start) * K::COLUMNS;
-                for tile in tiles::<K>(height) {
+                for tile in tiles(K::ROWS, height) {
                     let row = first + tile.start;
                     let left = Left { data: &x[row * inputs + start..], row_stride: inputs, depth_stride: 1 };
                     let shape = Shape { rows: tile.len(), panels: count, depth };
@@ -185,52 +269,96 @@ fn edge<K: Tile>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bf16;
     use crate::grid::split;
     use crate::reference::{Random, assert_close};
 
-    fn packed(isa: Isa, weight: &[f32], inputs: usize) -> PackedWeight {
-        let mut packed = PackedWeight::zeros(isa, weight.len() / inputs, inputs);
+    const FORMATS: [WeightFormat; 3] = [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Int8];
+
+    fn packed(isa: Isa, format: WeightFormat, weight: &[f32], inputs: usize) -> PackedWeight {
+        let mut packed = PackedWeight::zeros(isa, format, weight.len() / inputs, inputs);
         let whole = 0..packed.panels();
         let memory = packed.pieces_mut(std::slice::from_ref(&whole)).remove(0);
-        fill_panels(isa, weight, inputs, memory);
+        fill_panels(isa, format, weight, inputs, memory);
         packed
     }
 
     /// The product, its panels cut at `cuts`, as several threads would share them.
     fn product(weight: &PackedWeight, x: &[f32], cuts: &[usize]) -> Vec<f32> {
-        let mut y = vec![f32::NAN; x.len() / weight.inputs() * weight.outputs()];
+        let rows = 0..x.len() / weight.inputs();
+        let mut words = vec![0; rows.len() * weight.row_words()];
+        weight.prepare(x, &mut words);
+        let mut y = vec![f32::NAN; rows.len() * weight.outputs()];
         let borders: Vec<usize> =
             [0].into_iter().chain(cuts.iter().copied()).chain([weight.panels()]).collect();
         let ranges: Vec<_> = borders.windows(2).map(|b| b[0]..b[1].max(b[0])).collect();
         let columns: Vec<_> = ranges.iter().map(|r| weight.outputs_of(r.clone())).collect();
-        let rows = 0..x.len() / weight.inputs();
         let blocks = split(&mut y, weight.outputs(), std::slice::from_ref(&rows), &columns);
         for (range, mut block) in ranges.into_iter().zip(blocks) {
-            weight.project(x, range, &mut block);
+            weight.project(Rows::Prepared(&words), range, &mut block);
         }
         y
+    }
+
+    /// What a format makes of the elements of a row: weights in any case, inputs where they are rounded.
+    fn rounded(format: WeightFormat, row: &[f32]) -> Vec<f64> {
+        match format {
+            WeightFormat::F32 => row.iter().map(|v| *v as f64).collect(),
+            WeightFormat::Bf16 => row.iter().map(|v| bf16::from_f32(*v).to_f32() as f64).collect(),
+            WeightFormat::Int8 => {
+                let group = |group: &[f32]| {
+                    let scale = group.iter().fold(0.0f32, |m, v| m.max(v.abs())) / 127.0;
+                    let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+                    group
+                        .iter()
+                        .map(|v| (v * inverse).round_ties_even() as f64 * scale as f64)
+                        .collect::<Vec<_>>()
+                };
+                row.chunks(128).flat_map(group).collect()
+            }
+        }
     }
 
     #[test]
     fn a_projection_equals_the_float64_product_on_odd_shapes() {
         let mut random = Random::new(23);
-        for isa in Isa::available() {
-            for (rows, inputs, outputs) in
-                [(1, 1, 1), (1, 37, 129), (2, 5, 64), (3, 33, 47), (5, 8, 200), (7, 400, 31), (100, 801, 33)]
-            {
+        for (isa, format) in Isa::available().into_iter().flat_map(|isa| FORMATS.map(|format| (isa, format)))
+        {
+            for (rows, inputs, outputs) in [
+                (1, 1, 1),
+                (1, 37, 129),
+                (2, 5, 64),
+                (3, 33, 47),
+                (5, 8, 200),
+                (7, 400, 31),
+                (11, 129, 65),
+                (100, 801, 33),
+            ] {
                 let weight: Vec<f32> = random.elements(outputs * inputs);
                 let x: Vec<f32> = random.elements(rows * inputs);
-                let packed = packed(isa, &weight, inputs);
+                let packed = packed(isa, format, &weight, inputs);
                 let y = product(&packed, &x, &[]);
+                let exact = format == WeightFormat::Bf16 && !isa.has_avx512_bf16();
+                let x_format = if exact { WeightFormat::F32 } else { format };
+                let x_rounded: Vec<Vec<f64>> = x.chunks(inputs).map(|row| rounded(x_format, row)).collect();
                 let mut row = vec![0.0; inputs];
                 for n in 0..outputs {
                     packed.read_row(n, &mut row);
-                    assert_eq!(row, weight[n * inputs..][..inputs]);
+                    let expected_row = rounded(format, &weight[n * inputs..][..inputs]);
+                    for (held, expected) in row.iter().zip(&expected_row) {
+                        assert_close(
+                            *held as f64,
+                            *expected,
+                            0.0,
+                            1e-6,
+                            &format!("{isa:?} {format:?} row {n}"),
+                        );
+                    }
                     for r in 0..rows {
-                        let products = x[r * inputs..][..inputs].iter().zip(&row);
-                        let expected = products.map(|(a, b)| *a as f64 * *b as f64).sum();
+                        let products = x_rounded[r].iter().zip(&expected_row);
+                        let expected = products.map(|(a, b)| a * b).sum();
                         // Up to 801 products of magnitude one, added one after the other in f32.
-                        let what = format!("{isa:?} {rows}x{inputs}x{outputs} at {r},{n}");
+                        let what = format!("{isa:?} {format:?} {rows}x{inputs}x{outputs} at {r},{n}");
                         assert_close(y[r * outputs + n] as f64, expected, 1e-4, 1e-5, &what);
                     }
                 }
@@ -244,8 +372,9 @@ mod tests {
         let (inputs, outputs) = (900, 211);
         let weight: Vec<f32> = random.elements(outputs * inputs);
         let x: Vec<f32> = random.elements(200 * inputs);
-        for isa in Isa::available() {
-            let packed = packed(isa, &weight, inputs);
+        for (isa, format) in Isa::available().into_iter().flat_map(|isa| FORMATS.map(|format| (isa, format)))
+        {
+            let packed = packed(isa, format, &weight, inputs);
             let alone: Vec<f32> = x.chunks(inputs).flat_map(|row| product(&packed, row, &[])).collect();
             let bits = |y: &[f32]| y.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
             for rows in (1..=40).chain([97, 200]) {
@@ -254,7 +383,45 @@ mod tests {
                 cuts.sort_unstable();
                 let together = product(&packed, &x[first * inputs..][..rows * inputs], &cuts);
                 let expected = &alone[first * outputs..][..rows * outputs];
-                assert!(bits(&together) == bits(expected), "{isa:?}: {rows} rows, panels cut at {cuts:?}");
+                assert!(
+                    bits(&together) == bits(expected),
+                    "{isa:?} {format:?}: {rows} rows, cut at {cuts:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn sums_of_bytes_are_the_same_integers_on_every_instruction_set() {
+        // One group and scales that are powers of two: what is left after the integers is exact.
+        let mut random = Random::new(41);
+        let (inputs, outputs, rows) = (128, 70, 13);
+        let mut bytes = |count: usize| -> Vec<f32> {
+            (0..count)
+                .map(|i| if i % inputs == 0 { 127.0 } else { random.below(255) as f32 - 127.0 })
+                .collect()
+        };
+        let (weight, x) = (bytes(outputs * inputs), bytes(rows * inputs));
+        for isa in Isa::available() {
+            let y = product(&packed(isa, WeightFormat::Int8, &weight, inputs), &x, &[1]);
+            for (i, y) in y.iter().enumerate() {
+                let (r, n) = (i / outputs, i % outputs);
+                let products = x[r * inputs..][..inputs].iter().zip(&weight[n * inputs..]);
+                assert_eq!(*y, products.map(|(a, b)| a * b).sum::<f32>(), "{isa:?} at {r},{n}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_number_shows_in_its_own_row_alone() {
+        for (isa, format) in Isa::available().into_iter().flat_map(|isa| FORMATS.map(|format| (isa, format)))
+        {
+            let inputs = 131;
+            let packed = packed(isa, format, &vec![0.5; 40 * inputs], inputs);
+            let mut x = vec![1.0; 3 * inputs];
+            x[inputs + 130] = f32::NAN;
+            for (r, row) in product(&packed, &x, &[]).chunks(40).enumerate() {
+                assert!(row.iter().all(|y| y.is_nan() == (r == 1)), "{isa:?} {format:?}: {row:?}");
             }
         }
     }

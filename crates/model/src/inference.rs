@@ -4,9 +4,10 @@
 //! where a prompt was cut, nor on the number of threads. Every operation is either a matter of one row, or a
 //! product whose sums have one order for any number of rows.
 
-use crate::mixers::{AnyMixer, Carried, Kind, Packed, Piece, Step};
+use crate::mixers::{AnyMixer, Carried, Kind, Packed, Piece, Start, Step, Weight};
 use crate::{Config, Decoder, ModelError};
 use std::sync::{Arc, Mutex, PoisonError};
+pub use strata_tensor::infer::WeightFormat;
 use strata_tensor::infer::{self, PackedWeight};
 use strata_tensor::{Buffers as Temporary, Cpu};
 
@@ -86,8 +87,6 @@ pub struct Inference {
     blocks: Vec<Block>,
     norm: Vec<f32>,
     head: PackedWeight,
-    /// Elements of all packed weights.
-    weight_elements: usize,
     /// Buffers of earlier steps.
     free: Mutex<Vec<Buffers>>,
 }
@@ -120,29 +119,36 @@ struct Buffers {
     gated: Vec<f32>,
     delta: Vec<f32>,
     temporary: Temporary,
+    /// Inputs of a product in the form its weight wants.
+    words: Vec<u32>,
 }
 
 impl Inference {
-    /// Packs the weights of `decoder`. Its own are given back one by one, so that they are never held twice.
+    /// [`Inference::with_format`] in f32, the reference.
     pub fn new(decoder: Decoder, cpu: &Cpu) -> Inference {
+        Inference::with_format(decoder, cpu, WeightFormat::F32)
+    }
+
+    /// Packs the weights of `decoder` in `format`. Its own are given back one by one, so that they are never held twice.
+    pub fn with_format(decoder: Decoder, cpu: &Cpu, format: WeightFormat) -> Inference {
         let Decoder { config, mixers, mut parameters, embedding, blocks, norm, head } = decoder;
         let (width, ffn) = (config.width, config.ffn);
         // Last to first.
-        let untied =
-            (head != embedding).then(|| parameters.take_last(head, |weight| infer::pack(cpu, weight, width)));
+        let untied = (head != embedding)
+            .then(|| parameters.take_last(head, |weight| infer::pack(cpu, format, weight, width)));
         let norm = parameters.take_last(norm, <[f32]>::to_vec);
         let mut packed: Vec<Block> = Vec::with_capacity(blocks.len());
         for (block, mixer) in blocks.into_iter().zip(&mixers).rev() {
             let mlp = block.mlp.map(|mlp| {
                 let mut pack =
-                    |id, inputs| parameters.take_last(id, |weight| infer::pack(cpu, weight, inputs));
+                    |id, inputs| parameters.take_last(id, |weight| infer::pack(cpu, format, weight, inputs));
                 let down = pack(mlp.down, ffn);
                 let gate_up = pack(mlp.gate_up, width);
                 Mlp { norm: parameters.take_last(mlp.norm, <[f32]>::to_vec), gate_up, down }
             });
-            let mut take = |(id, weight): (_, crate::mixers::Weight)| match weight.kind {
+            let mut take = |(id, weight): (_, Weight)| match weight.kind {
                 Kind::Projection => Packed::Projection(
-                    parameters.take_last(id, |values| infer::pack(cpu, values, weight.shape.1)),
+                    parameters.take_last(id, |values| infer::pack(cpu, format, values, weight.shape.1)),
                 ),
                 Kind::Table | Kind::Vector => Packed::Plain(parameters.take_last(id, <[f32]>::to_vec)),
             };
@@ -155,22 +161,91 @@ impl Inference {
         packed.reverse();
         let (embedding, head) = match untied {
             Some(head) => (Some(parameters.take_last(embedding, <[f32]>::to_vec)), head),
-            None => (None, parameters.take_last(embedding, |weight| infer::pack(cpu, weight, width))),
+            None => (None, parameters.take_last(embedding, |weight| infer::pack(cpu, format, weight, width))),
         };
-        let elements = |weight: &PackedWeight| weight.outputs() * weight.inputs();
-        let of_block = |block: &Block| {
-            let mixer = block.mixer.iter().map(|weight| match weight {
-                Packed::Projection(weight) => elements(weight),
-                Packed::Plain(values) => values.len(),
-            });
-            mixer.sum::<usize>()
-                + block.mlp.iter().map(|mlp| elements(&mlp.gate_up) + elements(&mlp.down)).sum::<usize>()
-        };
-        let weight_elements = packed.iter().map(of_block).sum::<usize>() + elements(&head);
+        Inference::of(config, mixers, embedding, packed, norm, head)
+    }
+
+    fn of(
+        config: Config,
+        mixers: Vec<Arc<dyn AnyMixer>>,
+        embedding: Option<Vec<f32>>,
+        blocks: Vec<Block>,
+        norm: Vec<f32>,
+        head: PackedWeight,
+    ) -> Inference {
         let empty = mixers.iter().map(|mixer| mixer.new_state(head.isa())).collect();
         let context = mixers.iter().map(|mixer| mixer.context()).min().unwrap_or(config.max_positions);
-        let (blocks, free) = (packed, Mutex::default());
-        Inference { config, mixers, empty, context, embedding, blocks, norm, head, weight_elements, free }
+        let free = Mutex::default();
+        Inference { config, mixers, empty, context, embedding, blocks, norm, head, free }
+    }
+
+    /// A decoder of made-up weights, to measure speed with: made in parallel and straight in `format`, so that a large
+    /// one is there in seconds and takes no more memory than it holds.
+    ///
+    /// # Errors
+    /// [`ModelError::Field`] where the configuration does not fit together.
+    pub fn made_up(config: &Config, cpu: &Cpu, format: WeightFormat) -> Result<Inference, ModelError> {
+        config.check(std::path::Path::new("config.json"))?;
+        let (width, ffn) = (config.width, config.ffn);
+        let matrix = |outputs: usize, inputs: usize| {
+            let largest = 1.0 / (inputs as f32).sqrt();
+            infer::pack_with(cpu, format, outputs, inputs, |rows, values| {
+                made_up(rows.start * inputs, largest, values);
+            })
+        };
+        let weight = |weight: Weight| {
+            let (outputs, inputs) = weight.shape;
+            match (weight.kind, weight.start) {
+                (Kind::Projection, _) => Packed::Projection(matrix(outputs, inputs)),
+                (_, Start::Fill(value)) => Packed::Plain(vec![value; outputs * inputs]),
+                (_, Start::Values(values)) => Packed::Plain(values),
+                (_, Start::Normal | Start::Residual) => {
+                    let mut values = vec![0.0; outputs * inputs];
+                    made_up(0, 1.0 / (inputs as f32).sqrt(), &mut values);
+                    Packed::Plain(values)
+                }
+            }
+        };
+        let mixers = config.mixers();
+        let block = |mixer: &Arc<dyn AnyMixer>| {
+            let mixer: Vec<Packed> = mixer.weights().into_iter().map(weight).collect();
+            let mlp =
+                || Mlp { norm: vec![1.0; width], gate_up: matrix(2 * ffn, width), down: matrix(width, ffn) };
+            Block {
+                mixer_norm: (!mixer.is_empty()).then(|| vec![1.0; width]),
+                mixer,
+                mlp: (ffn > 0).then(mlp),
+            }
+        };
+        let blocks = mixers.iter().map(block).collect();
+        let embedding = (!config.tied).then(|| {
+            let mut values = vec![0.0; config.vocab_size * width];
+            made_up(0, 1.0, &mut values);
+            values
+        });
+        let head = matrix(config.vocab_size, width);
+        Ok(Inference::of(config.clone(), mixers, embedding, blocks, vec![1.0; width], head))
+    }
+
+    fn weights(&self) -> impl Iterator<Item = &PackedWeight> {
+        let projections =
+            self.blocks.iter().flat_map(|block| &block.mixer).filter_map(|weight| match weight {
+                Packed::Projection(weight) => Some(weight),
+                Packed::Plain(_) => None,
+            });
+        let mlps = self.blocks.iter().filter_map(|block| block.mlp.as_ref());
+        projections.chain(mlps.flat_map(|mlp| [&mlp.gate_up, &mlp.down])).chain([&self.head])
+    }
+
+    /// Elements of all packed weights.
+    fn weight_elements(&self) -> usize {
+        self.weights().map(|weight| weight.outputs() * weight.inputs()).sum()
+    }
+
+    /// Bytes of the weights that a step multiplies with, each read once per step; scales included.
+    pub fn weight_bytes(&self) -> usize {
+        self.weights().map(PackedWeight::bytes).sum()
     }
 
     /// The shape.
@@ -208,6 +283,7 @@ impl Inference {
         let results = |input: &Input<'_>| if wanted == Wanted::Last { 1 } else { input.tokens.len() };
         let mut logits = vec![0.0; inputs.iter().map(results).sum::<usize>() * vocabulary];
         let rows: usize = inputs.iter().map(|input| input.tokens.len()).sum();
+        cpu.wake_for(rows * self.weight_elements());
         let groups = self.groups(cpu, inputs, rows);
         if groups.len() > 1 {
             let alone = cpu.alone();
@@ -219,19 +295,10 @@ impl Inference {
                 work.push((group, own));
                 (inputs, rest) = (others, after);
             }
-            cpu.for_each_with_caller(work, |(group, logits)| {
-                self.with_buffers(&alone, group, wanted, logits)
-            });
+            cpu.for_each_small(work, |(group, logits)| self.with_buffers(&alone, group, wanted, logits));
             return Ok(logits);
         }
-        let widest = self.config.ffn.max(vocabulary);
-        let mut pass = || self.with_buffers(cpu, inputs, wanted, &mut logits);
-        // Where no product is worth a second thread, the first is the caller's.
-        if cpu.worth_sharing(rows * self.config.width * widest) {
-            cpu.run(pass);
-        } else {
-            pass();
-        }
+        self.with_buffers(cpu, inputs, wanted, &mut logits);
         Ok(logits)
     }
 
@@ -240,9 +307,8 @@ impl Inference {
     /// that pays where they lie in the caches, or where each thread has many rows for them.
     fn groups(&self, cpu: &Cpu, inputs: &[Input<'_>], rows: usize) -> Vec<usize> {
         let threads = cpu.threads();
-        let apart = self.weight_elements * size_of::<f32>() <= CACHED_WEIGHTS || rows / threads >= MANY_ROWS;
-        if threads == 1 || inputs.len() < threads || !apart || !cpu.worth_sharing(rows * self.weight_elements)
-        {
+        let apart = self.weight_bytes() <= CACHED_WEIGHTS || rows / threads >= MANY_ROWS;
+        if threads == 1 || inputs.len() < threads || !apart {
             return vec![inputs.len()];
         }
         let share = rows.div_ceil(threads);
@@ -275,7 +341,7 @@ impl Inference {
         buffers: &mut Buffers,
         logits: &mut [f32],
     ) {
-        let Buffers { x, normed, gate_up, gated, delta, temporary } = buffers;
+        let Buffers { x, normed, gate_up, gated, delta, temporary, words } = buffers;
         let (config, width) = (&self.config, self.config.width);
         let mut rows: usize = inputs.iter().map(|input| input.tokens.len()).sum();
         let x = sized(x, rows * width);
@@ -300,8 +366,14 @@ impl Inference {
                     let (position, new) = (state.length, tokens.len());
                     pieces.push(Piece { carried: &mut state.layers[layer], new, position });
                 }
-                let step =
-                    Step { x: normed, pieces: &mut pieces, last_only, y: &mut *delta, buffers: temporary };
+                let step = Step {
+                    x: normed,
+                    pieces: &mut pieces,
+                    last_only,
+                    y: &mut *delta,
+                    buffers: temporary,
+                    words,
+                };
                 mixer.step(cpu, &block.mixer, step);
             }
             if last_only {
@@ -319,10 +391,10 @@ impl Inference {
                 let normed = sized(normed, rows * width);
                 infer::rms_norm(cpu, x, &mlp.norm, config.norm_epsilon, normed);
                 let gate_up = sized(gate_up, rows * 2 * config.ffn);
-                infer::project(cpu, normed, &mlp.gate_up, gate_up);
+                infer::project(cpu, normed, &mlp.gate_up, words, gate_up);
                 let gated = sized(gated, rows * config.ffn);
                 infer::swiglu(cpu, gate_up, config.ffn, gated);
-                infer::project(cpu, gated, &mlp.down, delta);
+                infer::project(cpu, gated, &mlp.down, words, delta);
                 add(x, delta);
             }
         }
@@ -331,7 +403,7 @@ impl Inference {
         }
         let normed = sized(normed, rows * width);
         infer::rms_norm(cpu, &x[..rows * width], &self.norm, config.norm_epsilon, normed);
-        infer::project(cpu, normed, &self.head, logits);
+        infer::project(cpu, normed, &self.head, words, logits);
     }
 
     fn embed(&self, token: usize, x: &mut [f32]) {
@@ -374,5 +446,14 @@ fn sized(buffer: &mut Vec<f32>, length: usize) -> &mut [f32] {
 fn add(x: &mut [f32], delta: &[f32]) {
     for (x, d) in x.iter_mut().zip(delta) {
         *x += d;
+    }
+}
+
+/// Numbers below `largest` that look random: a hash of each one's place.
+fn made_up(start: usize, largest: f32, values: &mut [f32]) {
+    for (at, value) in (start as u32..).zip(values) {
+        let mixed = (at ^ at >> 15).wrapping_mul(0x2c1b_3c6d);
+        let mixed = (mixed ^ mixed >> 12).wrapping_mul(0x297a_2d39);
+        *value = (mixed as i32 >> 8) as f32 * (largest / 8_388_608.0);
     }
 }

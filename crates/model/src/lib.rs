@@ -20,7 +20,7 @@ pub use config::{Config, Llama3Scaling};
 pub use decoder::Decoder;
 pub use error::ModelError;
 pub use home::Home;
-pub use inference::{Inference, Input, State, Wanted};
+pub use inference::{Inference, Input, State, Wanted, WeightFormat};
 pub use lineage::{DataFile, Lineage, Parent};
 pub use mixers::{Mixing, Positions, SsmShape};
 pub use training::{Batch, Training};

@@ -1,6 +1,8 @@
 //! What a sequence gives does not depend on the company it is read in.
 
-use strata_model::{Config, Decoder, Inference, Input, Mixing, ModelError, Positions, SsmShape, Wanted};
+use strata_model::{
+    Config, Decoder, Inference, Input, Mixing, ModelError, Positions, SsmShape, Wanted, WeightFormat,
+};
 use strata_tensor::{Cpu, Isa};
 
 /// Every mixer alone, two together, and attention within a window, with ALiBi and without positions.
@@ -39,8 +41,10 @@ fn mixed(pattern: &str, tied: bool) -> Config {
     }
 }
 
-fn inference(tied: bool, cpu: &Cpu) -> Inference {
-    Inference::new(Decoder::new(&config(tied), 7).unwrap(), cpu)
+const FORMATS: [WeightFormat; 3] = [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Int8];
+
+fn inference(tied: bool, cpu: &Cpu, format: WeightFormat) -> Inference {
+    Inference::with_format(Decoder::new(&config(tied), 7).unwrap(), cpu, format)
 }
 
 /// Numbers that look random, the same in every run.
@@ -74,9 +78,14 @@ fn alone(model: &Inference, cpu: &Cpu, tokens: &[u32]) -> Vec<u32> {
 #[test]
 fn logits_have_the_same_bits_alone_in_ragged_batches_and_for_any_pieces_and_threads() {
     for isa in Isa::available() {
-        for (index, pattern) in PATTERNS.into_iter().enumerate() {
+        let each = PATTERNS.into_iter().enumerate().flat_map(|(index, pattern)| {
+            let formats = if index < 4 { &FORMATS[..] } else { &FORMATS[..1] };
+            formats.iter().map(move |&format| (index, pattern, format))
+        });
+        for (index, pattern, format) in each {
             let one = Cpu::new(isa, 1).unwrap();
-            let model = Inference::new(Decoder::new(&mixed(pattern, index % 2 == 0), 7).unwrap(), &one);
+            let decoder = Decoder::new(&mixed(pattern, index % 2 == 0), 7).unwrap();
+            let model = Inference::with_format(decoder, &one, format);
             let prompts: Vec<Vec<u32>> = (0..17).map(|i| prompt(i, 20 + 5 * i as usize)).collect();
             let expected: Vec<Vec<u32>> = prompts.iter().map(|tokens| alone(&model, &one, tokens)).collect();
             for (threads, wanted) in [(1, Wanted::All), (2, Wanted::All), (3, Wanted::Last)] {
@@ -105,7 +114,7 @@ fn logits_have_the_same_bits_alone_in_ragged_batches_and_for_any_pieces_and_thre
                             let got = bits(rows.next().unwrap());
                             assert!(
                                 got == expected,
-                                "{isa:?}, {pattern}: sequence {i} at {position}, {threads} threads"
+                                "{isa:?}, {pattern}, {format:?}: sequence {i} at {position}, {threads} threads"
                             );
                         }
                     }
@@ -128,10 +137,16 @@ fn a_cut_state_goes_on_as_if_the_rest_had_never_been_read() {
 
 fn cut_states_go_on(pattern: &str) {
     let cpu = Cpu::new(Isa::best(), 1).unwrap();
-    let model = Inference::new(Decoder::new(&mixed(pattern, true), 7).unwrap(), &cpu);
+    for format in FORMATS {
+        let decoder = Decoder::new(&mixed(pattern, true), 7).unwrap();
+        cut_and_go_on(&Inference::with_format(decoder, &cpu, format), &cpu);
+    }
+}
+
+fn cut_and_go_on(model: &Inference, cpu: &Cpu) {
     let tokens = prompt(3, 50);
     let mut state = model.new_state();
-    model.step(&cpu, &mut [Input { state: &mut state, tokens: &tokens }], Wanted::Last).unwrap();
+    model.step(cpu, &mut [Input { state: &mut state, tokens: &tokens }], Wanted::Last).unwrap();
     let copy = state.clone();
     // Two layers of 50 keys and values of 24 elements of four bytes, at least.
     assert!(copy.bytes() >= 2 * 2 * 50 * 24 * 4);
@@ -141,8 +156,8 @@ fn cut_states_go_on(pattern: &str) {
         assert!(prefix.bytes() <= copy.bytes());
         assert_eq!(prefix.len(), cut);
         let mut input = [Input { state: &mut prefix, tokens: &tokens[cut..] }];
-        let logits = bits(&model.step(&cpu, &mut input, Wanted::Last).unwrap());
-        assert!(logits == alone(&model, &cpu, &tokens)[49 * 203..], "cut at {cut}");
+        let logits = bits(&model.step(cpu, &mut input, Wanted::Last).unwrap());
+        assert!(logits == alone(model, cpu, &tokens)[49 * 203..], "cut at {cut}");
     }
 }
 
@@ -173,7 +188,7 @@ fn a_state_of_fixed_size_is_had_whole_or_not_at_all() {
 #[test]
 fn a_step_reads_all_of_its_sequences_or_none() {
     let cpu = Cpu::new(Isa::best(), 1).unwrap();
-    let model = inference(false, &cpu);
+    let model = inference(false, &cpu, WeightFormat::F32);
     let other = Inference::new(Decoder::new(&Config { layers: 3, ..config(false) }, 1).unwrap(), &cpu);
     let (mut good, mut bad, mut foreign) = (model.new_state(), model.new_state(), other.new_state());
     let good_tokens = [1, 2, 3];
@@ -188,4 +203,44 @@ fn a_step_reads_all_of_its_sequences_or_none() {
     let message = model.step(&cpu, &mut inputs, Wanted::Last).unwrap_err().to_string();
     assert!(message.contains("another model"), "{message}");
     assert!(model.step(&cpu, &mut [], Wanted::All).unwrap().is_empty());
+}
+
+#[test]
+fn narrow_weights_give_nearly_the_logits_of_f32() {
+    for isa in Isa::available() {
+        let cpu = Cpu::new(isa, 2).unwrap();
+        let logits = |format| {
+            let model = inference(false, &cpu, format);
+            let mut state = model.new_state();
+            let tokens = prompt(5, 60);
+            model.step(&cpu, &mut [Input { state: &mut state, tokens: &tokens }], Wanted::All).unwrap()
+        };
+        let exact = logits(WeightFormat::F32);
+        let size = (exact.iter().map(|l| l * l).sum::<f32>() / exact.len() as f32).sqrt();
+        for (format, limit) in [(WeightFormat::Bf16, 0.02), (WeightFormat::Int8, 0.04)] {
+            let narrow = logits(format);
+            let squares: f32 = exact.iter().zip(&narrow).map(|(a, b)| (a - b) * (a - b)).sum();
+            let error = (squares / exact.len() as f32).sqrt() / size;
+            // Roundings of weights and inputs (each at most 0.4 % of a value in bf16; in int8 up to 1/254 of a group's
+            // largest, one percent of a typical value), a dozen products deep.
+            assert!(error <= limit && error > 1e-5, "{isa:?} {format:?}: {error}");
+        }
+    }
+}
+
+#[test]
+fn a_made_up_model_decodes_and_repeats_itself() {
+    let cpu = Cpu::new(Isa::best(), 2).unwrap();
+    for (format, tied) in FORMATS.into_iter().flat_map(|format| [(format, false), (format, true)]) {
+        let model = || Inference::made_up(&config(tied), &cpu, format).unwrap();
+        assert_eq!(alone(&model(), &cpu, &[1, 2, 3]), alone(&model(), &cpu, &[1, 2, 3]));
+        // 203 x 48 of the head, and per layer 96 x 48, 48 x 48, 200 x 48 and 48 x 100, with what panels are filled up with.
+        let elements = 203 * 48 + 2 * (96 * 48 + 48 * 48 + 200 * 48 + 48 * 100);
+        let bytes = match format {
+            WeightFormat::F32 => 4 * elements,
+            WeightFormat::Bf16 => 2 * elements,
+            WeightFormat::Int8 => elements,
+        };
+        assert!((bytes..bytes * 3 / 2).contains(&model().weight_bytes()), "{format:?}");
+    }
 }

@@ -43,7 +43,7 @@ impl Mixer for Short {
 
     fn step(&self, cpu: &Cpu, weights: &[Packed], step: Step<'_, '_>) {
         let mut projected = step.buffers.take::<f32>(step.x.len());
-        infer::project(cpu, step.x, weights[0].projection(), &mut projected);
+        infer::project(cpu, step.x, weights[0].projection(), step.words, &mut projected);
         let mut sequences = Vec::new();
         for Piece { carried, new, .. } in step.pieces.iter_mut() {
             sequences.push(Carrying { new: *new, state: carried.fixed() });
@@ -52,7 +52,7 @@ impl Mixer for Short {
         let mut mixed = step.buffers.take::<f32>(step.x.len());
         recurrent::conv_silu(cpu, &projected, self.width, 0..self.width, filter, sequences, &mut mixed);
         let wanted = step.keep_wanted(&mut mixed, self.width);
-        infer::project(cpu, &mixed[..wanted * self.width], weights[3].projection(), step.y);
+        infer::project(cpu, &mixed[..wanted * self.width], weights[3].projection(), step.words, step.y);
         step.buffers.give(projected);
         step.buffers.give(mixed);
     }

@@ -17,7 +17,7 @@ pub struct Bounds {
     /// Messages of a conversation.
     pub messages: usize,
     /// Tokens of an answer, whatever a request asks for.
-    pub max_tokens: usize,
+    pub max_tokens: Option<usize>,
     /// Continuations in one request.
     pub count: usize,
     /// How long an answer may take.
@@ -29,7 +29,7 @@ impl Default for Bounds {
         Bounds {
             body_bytes: 4 << 20,
             messages: 1000,
-            max_tokens: 1 << 20,
+            max_tokens: None,
             count: 16,
             patience: Duration::from_secs(300),
         }

@@ -49,7 +49,7 @@ impl LocalModel {
         stop.extend(&config.eos);
         stop.sort_unstable();
         stop.dedup();
-        let model = Inference::new(decoder, cpu);
+        let model = Inference::with_format(decoder, cpu, settings.weights);
         let engine = Engine::start(model, tokenizer.clone(), cpu.clone(), settings)
             .map_err(|error| format!("starting the engine's thread: {error}"))?;
         Ok(LocalModel {
@@ -201,7 +201,7 @@ impl LocalModel {
         // At least one token can be written after it.
         let most = self.context - 1;
         if prompt.len() > most {
-            let wanted = most.saturating_sub(ask.max_tokens.unwrap_or(0)).max(1);
+            let wanted = kept_of_a_long_prompt(self.context, ask.max_tokens.unwrap_or(0));
             match ask.truncate {
                 Truncate::No | Truncate::Turns if !self.base || ask.truncate == Truncate::No => {
                     let problem = format!(
@@ -439,5 +439,24 @@ impl ToolFilter {
         };
         pieces.push(Piece::End(End { reason, usage }));
         pieces
+    }
+}
+
+/// Tokens that stay of a prompt longer than the context where it may be cut: what an answer of `max_tokens` leaves, but half
+/// of the context at least, since an answer to next to nothing helps nobody.
+fn kept_of_a_long_prompt(context: usize, max_tokens: usize) -> usize {
+    (context - 1).saturating_sub(max_tokens).max(context / 2).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prompt_that_is_cut_keeps_half_of_the_context_however_long_an_answer_is_wanted() {
+        assert_eq!(kept_of_a_long_prompt(512, 0), 511);
+        assert_eq!(kept_of_a_long_prompt(512, 100), 411);
+        assert_eq!([511, 512, usize::MAX].map(|tokens| kept_of_a_long_prompt(512, tokens)), [256; 3]);
+        assert_eq!(kept_of_a_long_prompt(2, 9), 1);
     }
 }

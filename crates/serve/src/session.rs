@@ -225,9 +225,8 @@ fn check(app: &Shared, ask: &mut Ask) -> Result<(), ApiError> {
     if ask.tools.is_empty() && ask.tool_choice == Choice::Required {
         return Err(ApiError::field("tool_choice", "a tool is required and there are no tools"));
     }
-    let wanted = ask.max_tokens.unwrap_or(usize::MAX);
-    if wanted > bounds.max_tokens && (ask.max_tokens.is_some() || bounds.max_tokens < 1 << 20) {
-        ask.max_tokens = Some(bounds.max_tokens);
+    if let Some(most) = bounds.max_tokens {
+        ask.max_tokens = Some(ask.max_tokens.map_or(most, |wanted| wanted.min(most)));
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use strata_data::{Role, Task, Tokenizer};
 use strata_generate::{Limits, Sampling, generate};
-use strata_model::{Decoder, Inference, Lineage};
+use strata_model::{Decoder, Inference, Lineage, WeightFormat};
 use strata_tensor::Cpu;
 
 use crate::failure::BadInput;
@@ -24,11 +24,12 @@ pub struct Opened {
 }
 
 impl Opened {
-    /// Opens the model in `folder`.
-    pub fn load(folder: &Path, cpu: &Cpu) -> Result<Opened> {
+    /// Opens the model in `folder`, its weights held as asked.
+    pub fn load(folder: &Path, cpu: &Cpu, weights: WeightFormat) -> Result<Opened> {
         let context = || format!("opening the model in {}", folder.display());
         let lineage = Lineage::load(folder).with_context(context)?;
-        let inference = Inference::new(Decoder::load(folder).with_context(context)?, cpu);
+        let decoder = Decoder::load(folder).with_context(context)?;
+        let inference = Inference::with_format(decoder, cpu, weights);
         let tokenizer = Tokenizer::load(folder).with_context(context)?;
         let converses = lineage.as_ref().is_some_and(|lineage| lineage.stage != "base");
         Ok(Opened { inference, tokenizer, converses, ours: lineage.is_some() })

@@ -2,8 +2,9 @@
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
+use serde::Deserialize;
 use strata_kernels::peak::{peak_flops_bf16, peak_flops_f32};
-use strata_model::Home;
+use strata_model::{Home, WeightFormat};
 use strata_tensor::{Cpu, Isa, Precision};
 use strata_train::Machine;
 
@@ -24,6 +25,58 @@ pub struct MachineArguments {
 enum PrecisionName {
     F32,
     Bf16,
+}
+
+/// The flag for what weights are held in while a model writes.
+#[derive(Args)]
+pub struct WeightsArgument {
+    /// What weights are held in [default: bf16]: f32 is the reference, int8 the fastest for one stream
+    #[arg(long = "weights", value_enum, value_name = "FORMAT")]
+    format: Option<WeightsName>,
+}
+
+/// Names of [`WeightFormat`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WeightsName {
+    F32,
+    Bf16,
+    Int8,
+}
+
+impl WeightsName {
+    /// As it is written on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            WeightsName::F32 => "f32",
+            WeightsName::Bf16 => "bf16",
+            WeightsName::Int8 => "int8",
+        }
+    }
+
+    /// As the model wants it.
+    pub fn format(self) -> WeightFormat {
+        match self {
+            WeightsName::F32 => WeightFormat::F32,
+            WeightsName::Bf16 => WeightFormat::Bf16,
+            WeightsName::Int8 => WeightFormat::Int8,
+        }
+    }
+}
+
+/// What weights are held in where nothing is said; `docs/decisions/weights-of-decoding.md` says why.
+pub const DEFAULT_WEIGHTS: WeightsName = WeightsName::Bf16;
+
+impl WeightsArgument {
+    /// What was asked for, or the default.
+    pub fn format(&self) -> WeightFormat {
+        self.name().format()
+    }
+
+    /// The same by its name.
+    pub fn name(&self) -> WeightsName {
+        self.format.unwrap_or(DEFAULT_WEIGHTS)
+    }
 }
 
 /// Where models live and what computes.
@@ -79,6 +132,21 @@ pub fn peak_flops(machine: &Machine, seconds: f64) -> f64 {
     };
     machine.cpu.map(vec![(); threads], |()| peak(isa, seconds)).iter().sum()
 }
+
+/// Bytes per second that all threads together read from memory, each its own part of a buffer several times the size
+/// of any last-level cache, measured for `seconds`.
+pub fn read_bandwidth(machine: &Machine, seconds: f64) -> f64 {
+    let (isa, threads) = (machine.cpu.isa(), machine.cpu.threads());
+    // Written to, so that it is memory; as huge pages, as weights are.
+    let mut buffer = strata_kernels::buffer::Buffer::new();
+    buffer.reserve(READ_BYTES);
+    let bytes = buffer.bytes();
+    let parts: Vec<&[u8]> = bytes.chunks(bytes.len().div_ceil(threads)).collect();
+    machine.cpu.map(parts, |part| strata_kernels::peak::read_bandwidth(isa, part, seconds)).iter().sum()
+}
+
+/// Bytes that [`read_bandwidth`] reads.
+const READ_BYTES: usize = 1 << 30;
 
 /// A count with an optional suffix: 500, 64k, 10M, 1.5B.
 pub fn count(text: &str) -> Result<u64, String> {

@@ -4,16 +4,21 @@ use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
 use strata_kernels::Isa;
+use strata_kernels::team::Team;
 
 /// Multiply-adds for which a thread is woken: some fifty microseconds, several times what waking costs (measured in a
 /// virtual machine, where a thread that sleeps is woken by an interrupt through the host).
 const WORTH_A_THREAD: usize = 1 << 21;
+
+/// Multiply-adds for which a team meets: some two microseconds, several times what a meeting takes.
+const WORTH_A_MEETING: usize = 1 << 15;
 
 /// The CPU device. Cheap to clone; clones share one pool of threads.
 #[derive(Clone, Debug)]
 pub struct Cpu {
     isa: Isa,
     pool: Arc<rayon::ThreadPool>,
+    team: Arc<Team>,
     /// Whether all work stays on the thread that asks for it.
     alone: bool,
 }
@@ -29,7 +34,8 @@ impl Cpu {
             .thread_name(|i| format!("strata-{i}"))
             .build()
             .map_err(std::io::Error::other)?;
-        Ok(Cpu { isa, pool: Arc::new(pool), alone: false })
+        let team = Team::new(threads.max(1))?;
+        Ok(Cpu { isa, pool: Arc::new(pool), team: Arc::new(team), alone: false })
     }
 
     /// The instruction set.
@@ -74,6 +80,33 @@ impl Cpu {
             }
             first.into_iter().for_each(work);
         });
+    }
+
+    /// Like [`Cpu::for_each`] for pieces of work of microseconds, done by the caller and threads that look for more
+    /// work a while before they sleep. Item i of n goes to the same thread each time, if that is awake.
+    pub fn for_each_small<T: Send>(&self, items: Vec<T>, work: impl Fn(T) + Sync + Send) {
+        if self.alone { items.into_iter().for_each(work) } else { self.team.for_each(items, work) }
+    }
+
+    /// Wakes the threads of [`Cpu::for_each_small`] before work of `operations` multiply-adds.
+    pub fn wake_for(&self, operations: usize) {
+        if self.threads() > 1 && operations >= 2 * WORTH_A_MEETING {
+            self.team.wake();
+        }
+    }
+
+    /// As [`Cpu::ranges_for`], for [`Cpu::for_each_small`]. Large work gets several ranges per thread, so that nobody
+    /// waits long for a thread that was interrupted.
+    pub fn small_ranges(&self, operations: usize, n: usize, grain: usize) -> Vec<Range<usize>> {
+        let threads = self.threads();
+        let parts = if threads == 1 {
+            1
+        } else if operations >= threads * WORTH_A_THREAD {
+            4 * threads
+        } else {
+            (operations / WORTH_A_MEETING).clamp(1, threads)
+        };
+        self.ranges_up_to(parts, n, grain)
     }
 
     /// Like [`Cpu::for_each`], collecting one result per item in the items' order.

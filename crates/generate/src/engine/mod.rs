@@ -15,7 +15,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use strata_data::Tokenizer;
-use strata_model::Inference;
+use strata_model::{Inference, WeightFormat};
 use strata_tensor::Cpu;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
@@ -105,7 +105,7 @@ pub struct Usage {
     pub completion_tokens: usize,
 }
 
-/// Bounds of an engine.
+/// Bounds of an engine, and the form of its model.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
     /// Sequences that are written at the same time.
@@ -116,11 +116,19 @@ pub struct Settings {
     pub prompt_tokens: usize,
     /// Bytes of keys and values: of running sequences, and of finished ones kept for what may follow.
     pub cache_bytes: usize,
+    /// What whoever opens the model holds its weights in.
+    pub weights: WeightFormat,
 }
 
 impl Default for Settings {
     fn default() -> Settings {
-        Settings { batch: 128, queue: 256, prompt_tokens: 256, cache_bytes: 1 << 30 }
+        Settings {
+            batch: 128,
+            queue: 256,
+            prompt_tokens: 256,
+            cache_bytes: 1 << 30,
+            weights: WeightFormat::F32,
+        }
     }
 }
 

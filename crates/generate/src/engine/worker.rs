@@ -220,16 +220,21 @@ impl Worker {
             }
         };
         let context = self.model.context();
-        for (index, logits) in served.into_iter().zip(logits.chunks_exact_mut(self.model.config().vocab_size))
-        {
-            let sequence = &mut self.running[index];
-            if sequence.unseen() == 0
-                && let Err(problem) = write(sequence, logits, context, &self.counters)
-            {
+        let counters = &*self.counters;
+        let mut served = served.into_iter().peekable();
+        let running = self.running.iter_mut().enumerate();
+        let advanced =
+            running.filter(|(index, _)| served.next_if_eq(index).is_some()).map(|(_, sequence)| sequence);
+        let items = advanced.zip(logits.chunks_exact_mut(self.model.config().vocab_size));
+        let items: Vec<_> = items.filter(|(sequence, _)| sequence.unseen() == 0).collect();
+        let choose = |(sequence, logits): (&mut Sequence, &mut [f32])| {
+            if let Err(problem) = write(sequence, logits, context, counters) {
                 sequence.ended = true;
                 sequence.send(Event::Failed(problem));
             }
-        }
+        };
+        // What a sequence chooses is its own affair, so threads share them out.
+        self.cpu.for_each_small(items, choose);
     }
 }
 

@@ -74,7 +74,7 @@ impl Attention {
         let (row, query_row) = (self.heads.row(), self.heads.query_row());
         let rows = step.x.len() / self.width;
         let mut qkv = step.buffers.take::<f32>(rows * row);
-        infer::project(cpu, step.x, weights[0].projection(), &mut qkv);
+        infer::project(cpu, step.x, weights[0].projection(), step.words, &mut qkv);
         let mut sequences = Vec::with_capacity(step.pieces.len());
         for Piece { carried, new, position } in step.pieces.iter_mut() {
             let rows = match &mut **carried {
@@ -90,7 +90,7 @@ impl Attention {
         let frequencies = local.rotary.then_some(&self.frequencies[..]);
         recurrent::local_attention(cpu, self.heads, frequencies, local.sight, &qkv, sequences, &mut attended);
         let wanted = step.keep_wanted(&mut attended, query_row);
-        infer::project(cpu, &attended[..wanted * query_row], weights[1].projection(), step.y);
+        infer::project(cpu, &attended[..wanted * query_row], weights[1].projection(), step.words, step.y);
         step.buffers.give(qkv);
         step.buffers.give(attended);
     }
@@ -147,7 +147,7 @@ impl Mixer for Attention {
         let (heads, row) = (self.heads, self.heads.row());
         let rows = step.x.len() / self.width;
         let mut qkv = step.buffers.take::<f32>(rows * row);
-        infer::project(cpu, step.x, weights[0].projection(), &mut qkv);
+        infer::project(cpu, step.x, weights[0].projection(), step.words, &mut qkv);
         let positions: Vec<usize> =
             step.pieces.iter().flat_map(|piece| piece.position..piece.position + piece.new).collect();
         infer::rotate(cpu, heads, self.rotary(), &positions, &mut qkv);
@@ -168,7 +168,7 @@ impl Mixer for Attention {
         });
         let mut attended = step.buffers.take::<f32>(wanted * heads.query_row());
         infer::attention(cpu, heads, &qkv[..wanted * row], &cached.collect::<Vec<_>>(), &mut attended);
-        infer::project(cpu, &attended, weights[1].projection(), step.y);
+        infer::project(cpu, &attended, weights[1].projection(), step.words, step.y);
         step.buffers.give(qkv);
         step.buffers.give(attended);
     }

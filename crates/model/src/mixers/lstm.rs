@@ -45,7 +45,7 @@ impl Mixer for Lstm {
     fn step(&self, cpu: &Cpu, weights: &[Packed], step: Step<'_, '_>) {
         let rows = step.x.len() / self.width;
         let mut gates = step.buffers.take::<f32>(rows * 4 * self.width);
-        infer::project(cpu, step.x, weights[0].projection(), &mut gates);
+        infer::project(cpu, step.x, weights[0].projection(), step.words, &mut gates);
         let mut sequences = Vec::with_capacity(step.pieces.len());
         for Piece { carried, new, .. } in step.pieces.iter_mut() {
             sequences.push(Carrying { new: *new, state: carried.fixed() });
@@ -53,7 +53,7 @@ impl Mixer for Lstm {
         let mut hidden = step.buffers.take::<f32>(rows * self.width);
         recurrent::lstm(cpu, &gates, weights[1].projection(), weights[2].plain(), sequences, &mut hidden);
         let wanted = step.keep_wanted(&mut hidden, self.width);
-        infer::project(cpu, &hidden[..wanted * self.width], weights[3].projection(), step.y);
+        infer::project(cpu, &hidden[..wanted * self.width], weights[3].projection(), step.words, step.y);
         step.buffers.give(gates);
         step.buffers.give(hidden);
     }

@@ -253,6 +253,8 @@ pub struct Step<'a, 'b> {
     pub y: &'a mut [f32],
     /// Where temporary buffers come from and go back to.
     pub buffers: &'a mut Buffers,
+    /// Where [`strata_tensor::infer::project`] keeps inputs in the form that a weight wants.
+    pub words: &'a mut Vec<u32>,
 }
 
 impl Step<'_, '_> {

@@ -77,7 +77,7 @@ impl Mixer for S4d {
         let mut y = step.buffers.take::<f32>(step.x.len());
         recurrent::s4d(cpu, step.x, self.width, numbers, sequences, &mut y);
         let wanted = step.keep_wanted(&mut y, self.width);
-        infer::project(cpu, &y[..wanted * self.width], weights[5].projection(), step.y);
+        infer::project(cpu, &y[..wanted * self.width], weights[5].projection(), step.words, step.y);
         step.buffers.give(y);
     }
 

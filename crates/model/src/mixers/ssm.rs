@@ -169,7 +169,7 @@ impl Mixer for Ssm {
         let (inner, channels, row) = (self.scan.inner(), self.scan.row(), self.row());
         let rows = step.x.len() / self.width;
         let mut projected = step.buffers.take::<f32>(rows * row);
-        infer::project(cpu, step.x, weights[IN].projection(), &mut projected);
+        infer::project(cpu, step.x, weights[IN].projection(), step.words, &mut projected);
         let (conv_state, _) = self.state();
         let (mut convolutions, mut scans) = (Vec::new(), Vec::new());
         for Piece { carried, new, .. } in step.pieces.iter_mut() {
@@ -197,7 +197,7 @@ impl Mixer for Ssm {
         let (values, gates) = (&scanned[..wanted * inner], &projected[..wanted * row]);
         let groups = (self.scan.groups, self.epsilon);
         recurrent::gated_norm(cpu, values, gates, row, 0..inner, weights[NORM].plain(), groups, &mut normed);
-        infer::project(cpu, &normed, weights[OUT].projection(), step.y);
+        infer::project(cpu, &normed, weights[OUT].projection(), step.words, step.y);
         [projected, convolved, scanned, normed].into_iter().for_each(|buffer| step.buffers.give(buffer));
     }
 

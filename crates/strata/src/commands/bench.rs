@@ -7,11 +7,12 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 use strata_data::Batch;
 use strata_model::mixers::Letter;
-use strata_model::{Config, Decoder, Inference, Input, State, Training, Wanted};
+use strata_model::{Config, Decoder, Training};
 use strata_tensor::AdamW;
 use strata_train::Learner;
-use strata_train::plan::{Overrides, flops_per_token, matmul_parameters, shape_of_width};
+use strata_train::plan::{Overrides, flops_per_token, shape_of_width};
 
+use super::bench_decode::DecodeBench;
 use super::bench_matmul::MatmulBench;
 use super::{print_json, print_line};
 use crate::failure::BadInput;
@@ -35,7 +36,9 @@ enum What {
     #[command(after_help = "Example:\n  strata bench matmul --rows 8192")]
     Matmul(MatmulBench),
     /// Decoding token by token, one sequence or many together.
-    #[command(after_help = "Example:\n  strata bench decode --batch 32")]
+    #[command(
+        after_help = "Example:\n  strata bench decode --weights int8\n  strata bench decode --batch 32"
+    )]
     Decode(DecodeBench),
     /// A server with many clients.
     #[command(after_help = "Example:\n  strata bench serve --model demo-dialogue --clients 1,32")]
@@ -43,7 +46,7 @@ enum What {
 }
 
 #[derive(Args)]
-struct Shape {
+pub struct Shape {
     /// Width of the residual stream
     #[arg(long, default_value_t = 384)]
     width: usize,
@@ -61,13 +64,13 @@ struct Shape {
     vocab: usize,
     /// Tokens per sequence
     #[arg(long, default_value_t = 512)]
-    seq: usize,
+    pub seq: usize,
     /// What mixes the sequence, as in `strata train base`; blocks of ssm alone have no inner layer
     #[arg(long, default_value = "attention", value_parser = super::train::mixer)]
-    mixer: String,
+    pub mixer: String,
     /// Print one JSON object
     #[arg(long)]
-    json: bool,
+    pub json: bool,
 }
 
 #[derive(Args)]
@@ -82,33 +85,22 @@ struct TrainBench {
     steps: usize,
 }
 
-#[derive(Args)]
-struct DecodeBench {
-    #[command(flatten)]
-    shape: Shape,
-    /// Tokens that are decoded per sequence
-    #[arg(long, default_value_t = 64)]
-    tokens: usize,
-    /// Sequences that are decoded together
-    #[arg(long, default_value_t = 1)]
-    batch: usize,
-}
-
 /// Seconds for which the peak is measured.
-const PEAK_SECONDS: f64 = 0.5;
+pub const PEAK_SECONDS: f64 = 0.5;
 
 /// Runs the command.
 pub fn run(arguments: BenchArguments, place: &Place) -> Result<()> {
     match arguments.what {
         What::Train(bench) => train(&bench, place),
         What::Matmul(bench) => super::bench_matmul::run(&bench, place),
-        What::Decode(bench) => decode(&bench, place),
+        What::Decode(bench) => super::bench_decode::run(&bench, place),
         What::Serve(bench) => super::bench_serve::run(&bench, place),
     }
 }
 
 impl Shape {
-    fn config(&self) -> Result<Config> {
+    /// As a configuration.
+    pub fn config(&self) -> Result<Config> {
         let bad = |text: &str| Err(BadInput(text.to_string()).into());
         if self.heads == 0 || !self.width.is_multiple_of(self.heads) {
             return bad("--heads must divide --width");
@@ -136,7 +128,7 @@ impl Shape {
     }
 
     /// Tokens that look random, the same in every run.
-    fn tokens(&self, count: usize) -> Vec<u32> {
+    pub fn tokens(&self, count: usize) -> Vec<u32> {
         let next = |state: &mut u64| {
             *state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             Some(((*state >> 33) % self.vocab as u64) as u32)
@@ -212,58 +204,6 @@ fn train(bench: &TrainBench, place: &Place) -> Result<()> {
         machine.cpu.isa().name(),
         machine.cpu.threads(),
         memory.map_or("?".to_string(), |bytes| (bytes >> 20).to_string())
-    ))
-}
-
-fn decode(bench: &DecodeBench, place: &Place) -> Result<()> {
-    let config = bench.shape.config()?;
-    let count = bench.tokens.min(bench.shape.seq.saturating_sub(1));
-    if count == 0 {
-        return Err(BadInput("--tokens and --seq leave nothing to decode".into()).into());
-    }
-    if bench.batch == 0 {
-        return Err(BadInput("--batch must be at least 1".into()).into());
-    }
-    let machine = &place.machine;
-    let model = Inference::new(Decoder::new(&config, 1)?, &machine.cpu);
-    let prompt = bench.shape.tokens(bench.shape.seq - count);
-    let step = |states: &mut [State], tokens: &[u32]| -> Result<()> {
-        let mut inputs: Vec<_> = states.iter_mut().map(|state| Input { state, tokens }).collect();
-        model.step(&machine.cpu, &mut inputs, Wanted::Last)?;
-        Ok(())
-    };
-    // Once to bring the weights into memory.
-    step(&mut [model.new_state()], &prompt)?;
-    let mut state = [model.new_state()];
-    let started = Instant::now();
-    step(&mut state, &prompt)?;
-    let prompt_seconds = started.elapsed().as_secs_f64();
-    let mut states = vec![state[0].clone(); bench.batch];
-    let started = Instant::now();
-    for token in bench.shape.tokens(count) {
-        step(&mut states, &[token])?;
-    }
-    let steps_per_second = count as f64 / started.elapsed().as_secs_f64();
-    let tokens_per_second = steps_per_second * bench.batch as f64;
-    // Every weight of a matrix product is read once per step, as f32.
-    let bytes_per_step = 4.0 * matmul_parameters(&config);
-    let prompt_rate = prompt.len() as f64 / prompt_seconds;
-    if bench.shape.json {
-        return print_json(&json!({
-            "tokens_per_second": tokens_per_second,
-            "prompt_tokens_per_second": prompt_rate,
-            "batch": bench.batch,
-            "bytes_per_step": bytes_per_step,
-            "read_bytes_per_second": bytes_per_step * steps_per_second,
-            "isa": machine.cpu.isa().name(),
-            "threads": machine.cpu.threads(),
-        }));
-    }
-    print_line(&format!(
-        "{} tokens/s decoded, {} tokens/s of prompt read, {:.1} GB/s of weights",
-        thousands(tokens_per_second),
-        thousands(prompt_rate),
-        bytes_per_step * steps_per_second / 1e9
     ))
 }
 

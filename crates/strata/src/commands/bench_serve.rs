@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 
 use super::{print_json, print_line};
 use crate::failure::BadInput;
-use crate::machine::Place;
+use crate::machine::{DEFAULT_WEIGHTS, Place, WeightsName};
 use crate::show::thousands;
 
 /// Arguments of `strata bench serve`.
@@ -37,6 +37,9 @@ pub struct ServeBench {
     /// Sentences of three words in each prompt; no two prompts are alike
     #[arg(long, default_value_t = 3, value_name = "N")]
     sentences: usize,
+    /// What the server holds weights in [default: as `strata serve` does]
+    #[arg(long, value_enum, value_name = "FORMAT", conflicts_with = "url")]
+    weights: Option<WeightsName>,
     /// Tokens of each answer
     #[arg(long, default_value_t = 64, value_name = "N")]
     tokens: usize,
@@ -68,7 +71,8 @@ pub fn run(bench: &ServeBench, place: &Place) -> Result<()> {
                 Some(model) => place.home.resolve(model)?,
                 None => make_model(home.path())?,
             };
-            let (server, address) = start(&path, home.path(), place.machine.cpu.threads())?;
+            let weights = bench.weights.unwrap_or(DEFAULT_WEIGHTS);
+            let (server, address) = start(&path, home.path(), place.machine.cpu.threads(), weights)?;
             let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
             // Else an answer may be over before it is measured.
             let ends = Tokenizer::load(&path)?.eos_ids().to_vec();
@@ -124,10 +128,10 @@ fn make_model(home: &Path) -> Result<PathBuf> {
     Ok(path)
 }
 
-fn start(model: &Path, home: &Path, threads: usize) -> Result<(Server, String)> {
+fn start(model: &Path, home: &Path, threads: usize, weights: WeightsName) -> Result<(Server, String)> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["serve", "--host", "127.0.0.1", "--port", "0", "--model"]).arg(model);
-    command.args(["--threads", &threads.to_string()]);
+    command.args(["--threads", &threads.to_string(), "--weights", weights.name()]);
     command.env("STRATA_HOME", home).env("STRATA_LOG", "warn").stdin(Stdio::null()).stderr(Stdio::piped());
     let mut server = Server(command.spawn().context("starting the server")?);
     let errors = server.0.stderr.take().context("the server has no stderr")?;

@@ -11,7 +11,7 @@ use strata_generate::{Limits, TextStream, generate};
 use super::generate::SamplingArguments;
 use super::print_line;
 use crate::evaluate::Opened;
-use crate::machine::Place;
+use crate::machine::{Place, WeightsArgument};
 
 /// Arguments of `strata chat`.
 #[derive(Args)]
@@ -30,11 +30,14 @@ pub struct ChatArguments {
     max_tokens: usize,
     #[command(flatten)]
     sampling: SamplingArguments,
+    #[command(flatten)]
+    weights: WeightsArgument,
 }
 
 /// Runs the command.
 pub fn run(arguments: ChatArguments, place: &Place) -> Result<()> {
-    let model = Opened::load(&place.home.resolve(&arguments.model)?, &place.machine.cpu)?;
+    let folder = place.home.resolve(&arguments.model)?;
+    let model = Opened::load(&folder, &place.machine.cpu, arguments.weights.format())?;
     let beginning: Vec<Message> =
         arguments.system.iter().map(|system| Message::new(Role::System, system.clone())).collect();
     let mut messages = beginning.clone();

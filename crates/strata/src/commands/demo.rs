@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 use strata_data::packing::LongExamples;
 use strata_data::world::{self, Part, World};
 use strata_data::{Example, Task, records, split};
+use strata_model::WeightFormat;
 use strata_train::{
     BaseRequest, Dial, ExamplesRequest, Finished, Overrides, Stop, Workplace, train_base, train_command,
     train_dialogue,
@@ -261,7 +262,8 @@ struct Measured {
 fn measure(finished: &[Finished], data: &mut Data, place: &Place, show: &mut Show) -> Result<Vec<Measured>> {
     let cpu = &place.machine.cpu;
     let folders = finished.iter().filter_map(|model| model.folder.as_ref());
-    let models = folders.map(|folder| Opened::load(folder, cpu)).collect::<Result<Vec<_>>>()?;
+    let models =
+        folders.map(|folder| Opened::load(folder, cpu, WeightFormat::F32)).collect::<Result<Vec<_>>>()?;
     for (tasks, what) in [(&mut data.prompts, "prompts"), (&mut data.turns, "turns")] {
         let before = tasks.len();
         let mut kept = Vec::with_capacity(before);

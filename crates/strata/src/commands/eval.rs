@@ -7,14 +7,14 @@ use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::json;
 use strata_data::packing::BatchOptions;
-use strata_data::{BaseBatches, Corpus, Shard, Task, Tokenizer, records, shards};
-use strata_model::{Decoder, Training};
-use strata_tensor::AdamW;
+use strata_data::{BaseBatches, Batch, Corpus, Shard, Task, Tokenizer, records, shards};
+use strata_model::{Decoder, Inference, Input, Training, Wanted, WeightFormat};
+use strata_tensor::{AdamW, Cpu};
 use strata_train::trainer::measure;
 
 use super::{print_json, print_line};
 use crate::evaluate::{Opened, answers, require_some, score};
-use crate::machine::Place;
+use crate::machine::{Place, WeightsName};
 
 /// Arguments of `strata eval`.
 #[derive(Args)]
@@ -30,6 +30,9 @@ pub struct EvalArguments {
     /// Files or folders of text: bits per byte
     #[arg(long, num_args = 1.., value_name = "PATH")]
     text: Vec<PathBuf>,
+    /// Hold weights as `chat` or `serve` would, to see what that does to the result [default: f32]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    weights: Option<WeightsName>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -51,7 +54,8 @@ pub fn run(arguments: EvalArguments, place: &Place) -> Result<()> {
 }
 
 fn on_tasks(folder: &Path, arguments: &EvalArguments, place: &Place) -> Result<()> {
-    let model = Opened::load(folder, &place.machine.cpu)?;
+    let weights = arguments.weights.map_or(WeightFormat::F32, WeightsName::format);
+    let model = Opened::load(folder, &place.machine.cpu, weights)?;
     let tasks: Vec<Task> = records::tasks(&arguments.tasks)?.collect::<Result<_, _>>()?;
     require_some(&tasks)?;
     let (all, families) = score(&tasks, &answers(&model, &place.machine.cpu, &tasks)?);
@@ -83,11 +87,21 @@ fn on_text(model: &Path, arguments: &EvalArguments, place: &Place) -> Result<()>
     let options = BatchOptions { rows: ROWS, sequence, seed: 0, endless: false };
     let mut batches = BaseBatches::new(Arc::new(Shard::open(&path)?), options)?;
     let machine = &place.machine;
-    let mut training = Training::new(decoder, machine.cpu.clone(), machine.precision, AdamW::default());
+    let mut measured: Box<dyn FnMut(&Batch) -> Result<f64>> = match arguments.weights {
+        None => {
+            let cpu = machine.cpu.clone();
+            let mut training = Training::new(decoder, cpu, machine.precision, AdamW::default());
+            Box::new(move |batch| Ok(measure(&mut training, std::slice::from_ref(batch), batch.bytes)?.loss))
+        }
+        Some(weights) => {
+            let model = Inference::with_format(decoder, &machine.cpu, weights.format());
+            Box::new(move |batch| loss_of_decoding(&model, &machine.cpu, batch))
+        }
+    };
     let (mut nats, mut bytes, mut targets) = (0.0, 0u64, 0.0);
     while let Some(batch) = batches.next_batch()? {
         let weight: f64 = batch.weights.iter().map(|weight| f64::from(*weight)).sum();
-        nats += weight * measure(&mut training, std::slice::from_ref(&batch), batch.bytes)?.loss;
+        nats += weight * measured(&batch)?;
         (bytes, targets) = (bytes + batch.bytes, targets + weight);
     }
     let bits_per_byte = nats / std::f64::consts::LN_2 / bytes.max(1) as f64;
@@ -98,4 +112,31 @@ fn on_text(model: &Path, arguments: &EvalArguments, place: &Place) -> Result<()>
         }));
     }
     print_line(&format!("{bits_per_byte:.4} bits per byte ({loss:.4} nats per token, {bytes} bytes)"))
+}
+
+/// Tokens whose logits exist at one time.
+const PIECE: usize = 256;
+
+/// Mean loss per target in nats, read by the code that decodes instead of the code that trains.
+fn loss_of_decoding(model: &Inference, cpu: &Cpu, batch: &Batch) -> Result<f64> {
+    let ends = batch.starts.iter().skip(1).map(|start| *start as usize).chain([batch.tokens.len()]);
+    let (mut nats, mut targets) = (0.0, 0.0);
+    for (start, end) in batch.starts.iter().map(|start| *start as usize).zip(ends) {
+        let mut state = model.new_state();
+        for first in (start..end).step_by(PIECE) {
+            let piece = first..end.min(first + PIECE);
+            let tokens = &batch.tokens[piece.clone()];
+            let logits = model.step(cpu, &mut [Input { state: &mut state, tokens }], Wanted::All)?;
+            for (logits, at) in logits.chunks_exact(model.config().vocab_size).zip(piece) {
+                let (target, weight) = (batch.targets[at] as usize, f64::from(batch.weights[at]));
+                if weight > 0.0 {
+                    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                    let sum: f64 = logits.iter().map(|logit| f64::from(logit - largest).exp()).sum();
+                    nats += weight * (sum.ln() - f64::from(logits[target] - largest));
+                    targets += weight;
+                }
+            }
+        }
+    }
+    Ok(nats / f64::max(targets, 1.0))
 }

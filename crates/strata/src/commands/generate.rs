@@ -9,7 +9,7 @@ use strata_generate::{Finish, Limits, Sampling, TextStream, generate};
 
 use super::{print_json, print_line};
 use crate::evaluate::Opened;
-use crate::machine::Place;
+use crate::machine::{Place, WeightsArgument};
 
 /// Arguments of `strata generate`.
 #[derive(Args)]
@@ -25,6 +25,8 @@ pub struct GenerateArguments {
     max_tokens: usize,
     #[command(flatten)]
     sampling: SamplingArguments,
+    #[command(flatten)]
+    weights: WeightsArgument,
     /// Continue the text even where the model was taught to answer
     #[arg(long, conflicts_with = "chat")]
     raw: bool,
@@ -78,7 +80,8 @@ fn non_negative(text: &str) -> Result<f32, String> {
 
 /// Runs the command.
 pub fn run(arguments: GenerateArguments, place: &Place) -> Result<()> {
-    let model = Opened::load(&place.home.resolve(&arguments.model)?, &place.machine.cpu)?;
+    let folder = place.home.resolve(&arguments.model)?;
+    let model = Opened::load(&folder, &place.machine.cpu, arguments.weights.format())?;
     let answer = arguments.chat || (model.converses && !arguments.raw);
     let ids = if answer {
         model.tokenizer.encode_prompt(&[Message::new(Role::User, &arguments.prompt)])?

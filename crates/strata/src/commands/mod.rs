@@ -1,6 +1,7 @@
 //! One file per command: parse, call the libraries, show.
 
 pub mod bench;
+pub mod bench_decode;
 pub mod bench_matmul;
 pub mod bench_serve;
 pub mod chat;

@@ -13,7 +13,7 @@ use strata_serve::{Bounds, Connections, Keys, Server, Upstream};
 use tokio::net::TcpListener;
 
 use crate::failure::BadInput;
-use crate::machine::Place;
+use crate::machine::{DEFAULT_WEIGHTS, Place, WeightsName};
 
 /// Arguments of `strata serve`; what a flag does not say, the file of `--config` does.
 #[derive(Args, Deserialize, Default)]
@@ -57,6 +57,9 @@ pub struct ServeArguments {
     /// Most tokens of an answer, whatever a request asks for [default: as the model's context has room]
     #[arg(long, value_name = "N")]
     max_tokens: Option<usize>,
+    /// What weights are held in [default: bf16]: f32 is the reference, int8 the fastest for one stream
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    weights: Option<WeightsName>,
     /// Seconds an answer may take [default: 300]
     #[arg(long, value_name = "S")]
     timeout: Option<u64>,
@@ -100,6 +103,7 @@ impl ServeArguments {
             cache: self.cache.or(file.cache),
             loaded: self.loaded.or(file.loaded),
             max_tokens: self.max_tokens.or(file.max_tokens),
+            weights: self.weights.or(file.weights),
             timeout: self.timeout.or(file.timeout),
             body: self.body.or(file.body),
             connections: self.connections.or(file.connections),
@@ -171,6 +175,7 @@ fn server(arguments: &ServeArguments, place: &Place, keys: Keys) -> Result<Serve
             batch: arguments.batch.unwrap_or(engine.batch).max(1),
             queue: arguments.queue.unwrap_or(engine.queue),
             cache_bytes: mebibytes(arguments.cache, engine.cache_bytes),
+            weights: arguments.weights.unwrap_or(DEFAULT_WEIGHTS).format(),
             ..engine
         },
         most_loaded: arguments.loaded.unwrap_or(4),
@@ -178,7 +183,7 @@ fn server(arguments: &ServeArguments, place: &Place, keys: Keys) -> Result<Serve
         keys,
         bounds: Bounds {
             body_bytes: mebibytes(arguments.body, bounds.body_bytes),
-            max_tokens: arguments.max_tokens.unwrap_or(bounds.max_tokens),
+            max_tokens: arguments.max_tokens.or(bounds.max_tokens),
             patience: seconds(arguments.timeout, bounds.patience),
             ..bounds
         },

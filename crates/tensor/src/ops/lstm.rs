@@ -24,7 +24,7 @@ impl<E: Activation> Tape<'_, E> {
         assert!(outputs == 4 * width && self.width(gates) == outputs, "lstm: shapes");
         let segments = Segments::new(starts, rows).0;
         let groups = groups(&segments, self.cpu.threads());
-        let packed = infer::pack(self.cpu, self.parameters.get(recurrent), width);
+        let packed = infer::pack(self.cpu, infer::WeightFormat::F32, self.parameters.get(recurrent), width);
         let mut y = self.buffers.take::<E>(rows * width);
         let mut opened = self.buffers.take::<f32>(rows * outputs);
         let mut cells = self.buffers.take::<f32>(rows * width);
@@ -73,6 +73,7 @@ pub(crate) fn lstm_steps<E: Element>(
     let (width, isa) = (outputs / 4, cpu.isa());
     let starts = starts_of(lengths);
     let (mut hidden, mut gates, mut input) = (Vec::new(), Vec::new(), vec![0.0; outputs]);
+    let mut words = Vec::new();
     for t in 0..lengths.iter().copied().max().unwrap_or(0) {
         let active: Vec<usize> = (0..lengths.len()).filter(|&i| lengths[i] > t).collect();
         hidden.clear();
@@ -80,7 +81,7 @@ pub(crate) fn lstm_steps<E: Element>(
             hidden.extend_from_slice(&states[i][..width]);
         }
         gates.resize(active.len() * outputs, 0.0);
-        infer::project(cpu, &hidden, recurrent.weight, &mut gates);
+        infer::project(cpu, &hidden, recurrent.weight, &mut words, &mut gates);
         for (&i, gates) in active.iter().zip(gates.chunks_exact_mut(outputs)) {
             let row = starts[i] + t;
             convert(isa, &x[row * outputs..][..outputs], &mut input);
@@ -142,7 +143,7 @@ impl<E: Activation> Operation<E> for Lstm {
         let weight = tape.parameters.get(self.recurrent);
         let transposed: Vec<f32> =
             (0..width).flat_map(|i| (0..outputs).map(move |o| weight[o * width + i])).collect();
-        let packed = infer::pack(tape.cpu, &transposed, outputs);
+        let packed = infer::pack(tape.cpu, infer::WeightFormat::F32, &transposed, outputs);
         let groups = groups(&self.segments, tape.cpu.threads());
         let ranges: Vec<_> = groups.iter().map(|group| rows_of(&self.segments, group)).collect();
         let items: Vec<_> = groups.iter().zip(rows_mut(&mut d_gates, outputs, &ranges)).collect();
@@ -189,6 +190,7 @@ impl Lstm {
         let mut d_cells = vec![0.0; segments.len() * width];
         let (mut d_bias, zeros) = (vec![0.0; outputs], vec![0.0; width]);
         let (mut d_step, mut d_before, mut own) = (Vec::new(), Vec::new(), vec![0.0; width]);
+        let mut words = Vec::new();
         for t in (0..segments.iter().map(|segment| segment.len()).max().unwrap_or(0)).rev() {
             let active: Vec<usize> = (0..segments.len()).filter(|&i| segments[i].len() > t).collect();
             d_step.resize(active.len() * outputs, 0.0);
@@ -209,7 +211,7 @@ impl Lstm {
                     *sum += d;
                 }
             }
-            infer::project(cpu, &d_step, transposed, &mut d_before);
+            infer::project(cpu, &d_step, transposed, &mut words, &mut d_before);
             for (&i, d) in active.iter().zip(d_before.chunks_exact(width)) {
                 d_hidden[i * width..][..width].copy_from_slice(d);
             }
