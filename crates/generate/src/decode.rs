@@ -72,7 +72,7 @@ pub fn generate(
     sampling: Sampling,
     mut each: impl FnMut(usize, u32) -> bool,
 ) -> Result<Vec<Generated>, GenerateError> {
-    let context = model.config().max_positions;
+    let context = model.context();
     for (index, prompt) in prompts.iter().enumerate() {
         if prompt.is_empty() || prompt.len() >= context {
             let problem = match prompt.len() {
@@ -178,6 +178,7 @@ mod tests {
             tied: false,
             bos: None,
             eos: vec![],
+            mixing: strata_model::Mixing::default(),
         };
         Inference::new(Decoder::new(&config, 5).unwrap(), &cpu())
     }

@@ -1,21 +1,29 @@
-//! The decoder: embedding, blocks of attention and SwiGLU with pre-normalisation, output head. On disk it is a
-//! `LlamaForCausalLM`; in memory, matrices that read the same input are one (`qkv`, `gate_up`).
+//! The decoder: embedding, blocks of a sequence mixer and SwiGLU with pre-normalisation, output head. With attention
+//! it is a `LlamaForCausalLM` on disk; in memory, matrices that read the same input are one (`qkv`, `gate_up`).
 
+use crate::mixers::{AnyMixer, Kind, Start};
 use crate::{Config, ModelError, NamedTensor, folder};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
-use strata_tensor::{Cpu, Heads, Layout, ParameterId, Parameters, RotaryTable};
+use strata_tensor::{Cpu, Layout, ParameterId, Parameters};
 
 /// The parameters of one block.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Block {
-    pub attention_norm: ParameterId,
-    pub qkv: ParameterId,
-    pub output: ParameterId,
-    pub mlp_norm: ParameterId,
+    /// `None` where the mixer has no weights: the block then mixes nothing.
+    pub mixer_norm: Option<ParameterId>,
+    pub mixer: Vec<ParameterId>,
+    /// `None` where the model has no MLPs.
+    pub mlp: Option<Mlp>,
+}
+
+/// The parameters of a block's MLP.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mlp {
+    pub norm: ParameterId,
     pub gate_up: ParameterId,
     pub down: ParameterId,
 }
@@ -24,12 +32,12 @@ pub(crate) struct Block {
 #[derive(Clone, Debug)]
 pub struct Decoder {
     pub(crate) config: Config,
+    pub(crate) mixers: Vec<Arc<dyn AnyMixer>>,
     pub(crate) parameters: Parameters,
     pub(crate) embedding: ParameterId,
     pub(crate) blocks: Vec<Block>,
     pub(crate) norm: ParameterId,
     pub(crate) head: ParameterId,
-    pub(crate) rotary: Arc<RotaryTable>,
 }
 
 /// Where a Hugging Face tensor lies: a run of rows of one of our matrices.
@@ -41,33 +49,49 @@ struct Place {
 }
 
 impl Decoder {
-    /// A decoder whose weights are all zero, except the gains of the norms, which are one.
-    fn blank(config: &Config) -> Result<Decoder, ModelError> {
+    /// A decoder whose matrices are all zero and whose vectors hold what they begin with.
+    fn blank(config: &Config, mixers: Vec<Arc<dyn AnyMixer>>) -> Result<Decoder, ModelError> {
         config.check(Path::new("config.json"))?;
         let mut layout = Layout::new();
-        let (width, heads) = (config.width, heads(config));
+        let width = config.width;
         let embedding = match config.tied {
             true => layout.matrix(config.vocab_size, width),
             false => layout.table(config.vocab_size, width),
         };
-        let blocks: Vec<Block> = (0..config.layers)
-            .map(|_| Block {
-                attention_norm: layout.vector(width),
-                qkv: layout.matrix(heads.row(), width),
-                output: layout.matrix(width, heads.query_row()),
-                mlp_norm: layout.vector(width),
+        let mut starts = Vec::new();
+        let mut blocks = Vec::with_capacity(mixers.len());
+        for mixer in &mixers {
+            let weights = mixer.weights();
+            let mixer_norm = (!weights.is_empty()).then(|| layout.vector(width));
+            let add = |weight: &crate::mixers::Weight| match weight.kind {
+                Kind::Projection => layout.matrix(weight.shape.0, weight.shape.1),
+                Kind::Table => layout.table(weight.shape.0, weight.shape.1),
+                Kind::Vector => layout.vector(weight.shape.1),
+            };
+            let mixer: Vec<ParameterId> = weights.iter().map(add).collect();
+            starts.extend(mixer.iter().copied().zip(weights.into_iter().map(|weight| weight.start)));
+            let mlp = (config.ffn > 0).then(|| Mlp {
+                norm: layout.vector(width),
                 gate_up: layout.matrix(2 * config.ffn, width),
                 down: layout.matrix(width, config.ffn),
-            })
-            .collect();
+            });
+            blocks.push(Block { mixer_norm, mixer, mlp });
+        }
         let norm = layout.vector(width);
         let head = if config.tied { embedding } else { layout.matrix(config.vocab_size, width) };
         let mut parameters = Parameters::zeros(layout);
-        for gain in blocks.iter().flat_map(|b| [b.attention_norm, b.mlp_norm]).chain([norm]) {
+        let gains = blocks.iter().flat_map(|b| [b.mixer_norm, b.mlp.map(|mlp| mlp.norm)]);
+        for gain in gains.flatten().chain([norm]) {
             parameters.get_mut(gain).fill(1.0);
         }
-        let rotary = Arc::new(RotaryTable::new(&rotary_frequencies(config), config.max_positions));
-        Ok(Decoder { config: config.clone(), parameters, embedding, blocks, norm, head, rotary })
+        for (id, start) in starts {
+            match start {
+                Start::Fill(value) => parameters.get_mut(id).fill(value),
+                Start::Values(values) => parameters.get_mut(id).copy_from_slice(&values),
+                Start::Normal | Start::Residual => {}
+            }
+        }
+        Ok(Decoder { config: config.clone(), mixers, parameters, embedding, blocks, norm, head })
     }
 
     /// A decoder with random weights: normal with deviation `1 / sqrt(inputs)` halved, matrices that write into the
@@ -76,7 +100,21 @@ impl Decoder {
     /// # Errors
     /// [`ModelError::Field`] where the configuration does not fit together.
     pub fn new(config: &Config, seed: u64) -> Result<Decoder, ModelError> {
-        let mut decoder = Decoder::blank(config)?;
+        config.check(Path::new("config.json"))?;
+        Decoder::with_mixers(config, config.mixers(), seed)
+    }
+
+    /// As [`Decoder::new`], with mixers of the caller's in the blocks, one for each: for trying out what no letter of a
+    /// pattern stands for yet.
+    ///
+    /// # Errors
+    /// As [`Decoder::new`].
+    pub fn with_mixers(
+        config: &Config,
+        mixers: Vec<Arc<dyn AnyMixer>>,
+        seed: u64,
+    ) -> Result<Decoder, ModelError> {
+        let mut decoder = Decoder::blank(config, mixers)?;
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         let residual = 1.0 / (2.0 * config.layers as f32).sqrt();
         let deviation = |inputs: usize| 0.5 / (inputs as f32).sqrt();
@@ -85,13 +123,22 @@ impl Decoder {
                 *value = deviation * normal(&mut random);
             }
         };
-        let (width, attended) = (config.width, config.heads * config.head_dim);
+        let width = config.width;
         fill(&mut decoder.parameters, decoder.embedding, deviation(width));
-        for block in decoder.blocks.clone() {
-            fill(&mut decoder.parameters, block.qkv, deviation(width));
-            fill(&mut decoder.parameters, block.output, deviation(attended) * residual);
-            fill(&mut decoder.parameters, block.gate_up, deviation(width));
-            fill(&mut decoder.parameters, block.down, deviation(config.ffn) * residual);
+        for (block, mixer) in decoder.blocks.iter().zip(&decoder.mixers) {
+            for (&id, weight) in block.mixer.iter().zip(mixer.weights()) {
+                match weight.start {
+                    Start::Normal => fill(&mut decoder.parameters, id, deviation(weight.shape.1)),
+                    Start::Residual => {
+                        fill(&mut decoder.parameters, id, deviation(weight.shape.1) * residual);
+                    }
+                    Start::Fill(_) | Start::Values(_) => {}
+                }
+            }
+            if let Some(mlp) = block.mlp {
+                fill(&mut decoder.parameters, mlp.gate_up, deviation(width));
+                fill(&mut decoder.parameters, mlp.down, deviation(config.ffn) * residual);
+            }
         }
         if !config.tied {
             fill(&mut decoder.parameters, decoder.head, deviation(width));
@@ -113,7 +160,8 @@ impl Decoder {
     /// # Errors
     /// [`ModelError::TensorAbsent`], [`ModelError::TensorShape`], [`ModelError::TensorUnknown`].
     pub fn from_tensors(config: &Config, tensors: Vec<NamedTensor>) -> Result<Decoder, ModelError> {
-        let mut decoder = Decoder::blank(config)?;
+        config.check(Path::new("config.json"))?;
+        let mut decoder = Decoder::blank(config, config.mixers())?;
         decoder.set_tensors(tensors)?;
         Ok(decoder)
     }
@@ -165,40 +213,26 @@ impl Decoder {
     }
 
     fn places(&self) -> Vec<Place> {
-        let mut next: HashMap<usize, usize> = HashMap::new();
-        self.config
-            .tensors()
-            .into_iter()
-            .map(|(name, shape)| {
-                let parameter = self.parameter_of(&name);
-                let key = self.parameters.layout().range(parameter).start;
-                let start = next.entry(key).or_default();
-                let place = Place { name, parameter, start: *start, shape };
-                // The parts of a joined matrix follow each other in the order of the names.
-                *start += place.shape.iter().product::<usize>();
-                place
-            })
-            .collect()
-    }
-
-    fn parameter_of(&self, name: &str) -> ParameterId {
-        let rest = name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
-        let Some((layer, part)) = rest else {
-            return match name {
-                "model.embed_tokens.weight" => self.embedding,
-                "model.norm.weight" => self.norm,
-                _ => self.head,
-            };
-        };
-        let block = &self.blocks[layer.parse::<usize>().unwrap_or(0)];
-        match part {
-            "input_layernorm.weight" => block.attention_norm,
-            "self_attn.o_proj.weight" => block.output,
-            "post_attention_layernorm.weight" => block.mlp_norm,
-            "mlp.gate_proj.weight" | "mlp.up_proj.weight" => block.gate_up,
-            "mlp.down_proj.weight" => block.down,
-            _ => block.qkv,
+        let mut parameters = vec![self.embedding];
+        for (block, mixer) in self.blocks.iter().zip(&self.mixers) {
+            parameters.extend(block.mixer_norm);
+            for (&id, weight) in block.mixer.iter().zip(mixer.weights()) {
+                parameters.extend(weight.tensors.iter().map(|_| id));
+            }
+            parameters
+                .extend(block.mlp.iter().flat_map(|mlp| [mlp.norm, mlp.gate_up, mlp.gate_up, mlp.down]));
         }
+        parameters.extend([self.norm, self.head]);
+        let (mut last, mut next) = (None, 0);
+        // The tied head has no tensor, so it is left over.
+        let tensors = self.config.tensors_with(&self.mixers);
+        let place = |((name, shape), parameter): ((String, Vec<usize>), ParameterId)| {
+            // The parts of a joined matrix follow each other.
+            let start = if last == Some(parameter) { next } else { 0 };
+            (last, next) = (Some(parameter), start + shape.iter().product::<usize>());
+            Place { name, shape, parameter, start }
+        };
+        tensors.into_iter().zip(parameters).map(place).collect()
     }
 
     /// The shape.
@@ -220,36 +254,6 @@ impl Decoder {
     pub(crate) fn ensure_half(&mut self, cpu: &Cpu) {
         self.parameters.ensure_half(cpu);
     }
-
-    pub(crate) fn heads(&self) -> Heads {
-        heads(&self.config)
-    }
-}
-
-pub(crate) fn heads(config: &Config) -> Heads {
-    Heads { heads: config.heads, key_value_heads: config.kv_heads, dimension: config.head_dim }
-}
-
-/// Radians per position of each pair of a head; see [`crate::Llama3Scaling`] for the stretched ones.
-pub(crate) fn rotary_frequencies(config: &Config) -> Vec<f64> {
-    let half = config.head_dim / 2;
-    let plain = (0..half).map(|i| config.rope_theta.powf(-(i as f64) / half as f64));
-    let Some(scaling) = config.rope_scaling else { return plain.collect() };
-    let original = scaling.original_max_positions as f64;
-    plain
-        .map(|frequency| {
-            let wavelength = 2.0 * std::f64::consts::PI / frequency;
-            let (low, high) = (scaling.low_freq_factor, scaling.high_freq_factor);
-            if wavelength > original / low {
-                frequency / scaling.factor
-            } else if wavelength < original / high {
-                frequency
-            } else {
-                let blend = (original / wavelength - low) / (high - low);
-                (1.0 - blend) * frequency / scaling.factor + blend * frequency
-            }
-        })
-        .collect()
 }
 
 /// A standard normal number (Box and Muller, 1958).

@@ -4,16 +4,17 @@
 //! where a prompt was cut, nor on the number of threads. Every operation is either a matter of one row, or a
 //! product whose sums have one order for any number of rows.
 
+use crate::mixers::{AnyMixer, Carried, Kind, Packed, Piece, Start, Step, Weight};
 use crate::{Config, Decoder, ModelError};
 use std::sync::{Arc, Mutex, PoisonError};
 pub use strata_tensor::infer::WeightFormat;
-use strata_tensor::infer::{self, KeyValueCache, PackedWeight};
-use strata_tensor::{Cpu, Heads, RotaryTable};
+use strata_tensor::infer::{self, PackedWeight};
+use strata_tensor::{Buffers as Temporary, Cpu};
 
-/// What a sequence carries from step to step: keys and values of every layer.
+/// What a sequence carries from step to step: the state of every block's mixer.
 #[derive(Clone, Debug)]
 pub struct State {
-    layers: Vec<KeyValueCache>,
+    layers: Vec<Carried>,
     length: usize,
 }
 
@@ -28,23 +29,29 @@ impl State {
         self.length == 0
     }
 
-    /// Memory of the cached keys and values in bytes.
+    /// Memory in bytes.
     pub fn bytes(&self) -> usize {
-        self.layers.iter().map(KeyValueCache::bytes).sum()
+        self.layers.iter().map(Carried::bytes).sum()
     }
 
-    /// A copy of what was known after the first `length` tokens, or after all where there are fewer.
-    pub fn prefix(&self, length: usize) -> State {
-        let length = length.min(self.length);
-        State { layers: self.layers.iter().map(|cache| cache.prefix(length)).collect(), length }
-    }
-
-    /// Forgets everything after the first `length` tokens.
-    pub fn truncate(&mut self, length: usize) {
-        if length < self.length {
-            self.layers.iter_mut().for_each(|cache| cache.truncate(length));
-            self.length = length;
+    /// The longest beginning of the sequence, `length` tokens at most, whose state can be had from this one: any where
+    /// only keys and values are kept; all tokens or none where a mixer overwrites its state.
+    pub fn reach(&self, length: usize) -> usize {
+        if length >= self.length {
+            self.length
+        } else if self.layers.iter().all(Carried::can_be_cut) {
+            length
+        } else {
+            0
         }
+    }
+
+    /// A copy of what was known after the first `length` tokens, or after all where there are fewer. `None` where that
+    /// cannot be had back; see [`State::reach`].
+    pub fn prefix(&self, length: usize) -> Option<State> {
+        let length = length.min(self.length);
+        let layers = || self.layers.iter().map(|carried| carried.prefix(length)).collect();
+        (length > 0 && self.reach(length) == length).then(|| State { layers: layers(), length })
     }
 }
 
@@ -70,8 +77,11 @@ pub enum Wanted {
 #[derive(Debug)]
 pub struct Inference {
     config: Config,
-    heads: Heads,
-    rotary: Arc<RotaryTable>,
+    mixers: Vec<Arc<dyn AnyMixer>>,
+    /// The state before any token.
+    empty: Vec<Carried>,
+    /// Longest sequence.
+    context: usize,
     /// Rows of the embedding; `None` where the head has the same.
     embedding: Option<Vec<f32>>,
     blocks: Vec<Block>,
@@ -83,10 +93,14 @@ pub struct Inference {
 
 #[derive(Debug)]
 struct Block {
-    attention_norm: Vec<f32>,
-    qkv: PackedWeight,
-    output: PackedWeight,
-    mlp_norm: Vec<f32>,
+    mixer_norm: Option<Vec<f32>>,
+    mixer: Vec<Packed>,
+    mlp: Option<Mlp>,
+}
+
+#[derive(Debug)]
+struct Mlp {
+    norm: Vec<f32>,
     gate_up: PackedWeight,
     down: PackedWeight,
 }
@@ -101,11 +115,10 @@ const MANY_ROWS: usize = 32;
 struct Buffers {
     x: Vec<f32>,
     normed: Vec<f32>,
-    qkv: Vec<f32>,
-    attended: Vec<f32>,
     gate_up: Vec<f32>,
     gated: Vec<f32>,
     delta: Vec<f32>,
+    temporary: Temporary,
     /// Inputs of a product in the form its weight wants.
     words: Vec<u32>,
 }
@@ -118,33 +131,53 @@ impl Inference {
 
     /// Packs the weights of `decoder` in `format`. Its own are given back one by one, so that they are never held twice.
     pub fn with_format(decoder: Decoder, cpu: &Cpu, format: WeightFormat) -> Inference {
-        let heads = decoder.heads();
-        let Decoder { config, mut parameters, embedding, blocks, norm, head, rotary } = decoder;
+        let Decoder { config, mixers, mut parameters, embedding, blocks, norm, head } = decoder;
         let (width, ffn) = (config.width, config.ffn);
         // Last to first.
         let untied = (head != embedding)
             .then(|| parameters.take_last(head, |weight| infer::pack(cpu, format, weight, width)));
         let norm = parameters.take_last(norm, <[f32]>::to_vec);
         let mut packed: Vec<Block> = Vec::with_capacity(blocks.len());
-        for block in blocks.into_iter().rev() {
-            let mut pack =
-                |id, inputs| parameters.take_last(id, |weight| infer::pack(cpu, format, weight, inputs));
-            let down = pack(block.down, ffn);
-            let gate_up = pack(block.gate_up, width);
-            let mlp_norm = parameters.take_last(block.mlp_norm, <[f32]>::to_vec);
-            let mut pack =
-                |id, inputs| parameters.take_last(id, |weight| infer::pack(cpu, format, weight, inputs));
-            let output = pack(block.output, heads.query_row());
-            let qkv = pack(block.qkv, width);
-            let attention_norm = parameters.take_last(block.attention_norm, <[f32]>::to_vec);
-            packed.push(Block { attention_norm, qkv, output, mlp_norm, gate_up, down });
+        for (block, mixer) in blocks.into_iter().zip(&mixers).rev() {
+            let mlp = block.mlp.map(|mlp| {
+                let mut pack =
+                    |id, inputs| parameters.take_last(id, |weight| infer::pack(cpu, format, weight, inputs));
+                let down = pack(mlp.down, ffn);
+                let gate_up = pack(mlp.gate_up, width);
+                Mlp { norm: parameters.take_last(mlp.norm, <[f32]>::to_vec), gate_up, down }
+            });
+            let mut take = |(id, weight): (_, Weight)| match weight.kind {
+                Kind::Projection => Packed::Projection(
+                    parameters.take_last(id, |values| infer::pack(cpu, format, values, weight.shape.1)),
+                ),
+                Kind::Table | Kind::Vector => Packed::Plain(parameters.take_last(id, <[f32]>::to_vec)),
+            };
+            let mut mixer: Vec<Packed> =
+                block.mixer.into_iter().zip(mixer.weights()).rev().map(&mut take).collect();
+            mixer.reverse();
+            let mixer_norm = block.mixer_norm.map(|norm| parameters.take_last(norm, <[f32]>::to_vec));
+            packed.push(Block { mixer_norm, mixer, mlp });
         }
         packed.reverse();
         let (embedding, head) = match untied {
             Some(head) => (Some(parameters.take_last(embedding, <[f32]>::to_vec)), head),
             None => (None, parameters.take_last(embedding, |weight| infer::pack(cpu, format, weight, width))),
         };
-        Inference { config, heads, rotary, embedding, blocks: packed, norm, head, free: Mutex::default() }
+        Inference::of(config, mixers, embedding, packed, norm, head)
+    }
+
+    fn of(
+        config: Config,
+        mixers: Vec<Arc<dyn AnyMixer>>,
+        embedding: Option<Vec<f32>>,
+        blocks: Vec<Block>,
+        norm: Vec<f32>,
+        head: PackedWeight,
+    ) -> Inference {
+        let empty = mixers.iter().map(|mixer| mixer.new_state(head.isa())).collect();
+        let context = mixers.iter().map(|mixer| mixer.context()).min().unwrap_or(config.max_positions);
+        let free = Mutex::default();
+        Inference { config, mixers, empty, context, embedding, blocks, norm, head, free }
     }
 
     /// A decoder of made-up weights, to measure speed with: made in parallel and straight in `format`, so that a large
@@ -154,9 +187,6 @@ impl Inference {
     /// [`ModelError::Field`] where the configuration does not fit together.
     pub fn made_up(config: &Config, cpu: &Cpu, format: WeightFormat) -> Result<Inference, ModelError> {
         config.check(std::path::Path::new("config.json"))?;
-        let heads = crate::decoder::heads(config);
-        let frequencies = crate::decoder::rotary_frequencies(config);
-        let rotary = Arc::new(RotaryTable::new(&frequencies, config.max_positions));
         let (width, ffn) = (config.width, config.ffn);
         let matrix = |outputs: usize, inputs: usize| {
             let largest = 1.0 / (inputs as f32).sqrt();
@@ -164,34 +194,48 @@ impl Inference {
                 made_up(rows.start * inputs, largest, values);
             })
         };
-        let block = || Block {
-            attention_norm: vec![1.0; width],
-            qkv: matrix(heads.row(), width),
-            output: matrix(width, heads.query_row()),
-            mlp_norm: vec![1.0; width],
-            gate_up: matrix(2 * ffn, width),
-            down: matrix(width, ffn),
+        let weight = |weight: Weight| {
+            let (outputs, inputs) = weight.shape;
+            match (weight.kind, weight.start) {
+                (Kind::Projection, _) => Packed::Projection(matrix(outputs, inputs)),
+                (_, Start::Fill(value)) => Packed::Plain(vec![value; outputs * inputs]),
+                (_, Start::Values(values)) => Packed::Plain(values),
+                (_, Start::Normal | Start::Residual) => {
+                    let mut values = vec![0.0; outputs * inputs];
+                    made_up(0, 1.0 / (inputs as f32).sqrt(), &mut values);
+                    Packed::Plain(values)
+                }
+            }
         };
+        let mixers = config.mixers();
+        let block = |mixer: &Arc<dyn AnyMixer>| {
+            let mixer: Vec<Packed> = mixer.weights().into_iter().map(weight).collect();
+            let mlp =
+                || Mlp { norm: vec![1.0; width], gate_up: matrix(2 * ffn, width), down: matrix(width, ffn) };
+            Block {
+                mixer_norm: (!mixer.is_empty()).then(|| vec![1.0; width]),
+                mixer,
+                mlp: (ffn > 0).then(mlp),
+            }
+        };
+        let blocks = mixers.iter().map(block).collect();
         let embedding = (!config.tied).then(|| {
             let mut values = vec![0.0; config.vocab_size * width];
             made_up(0, 1.0, &mut values);
             values
         });
-        Ok(Inference {
-            config: config.clone(),
-            heads,
-            rotary,
-            embedding,
-            blocks: (0..config.layers).map(|_| block()).collect(),
-            norm: vec![1.0; width],
-            head: matrix(config.vocab_size, width),
-            free: Mutex::default(),
-        })
+        let head = matrix(config.vocab_size, width);
+        Ok(Inference::of(config.clone(), mixers, embedding, blocks, vec![1.0; width], head))
     }
 
     fn weights(&self) -> impl Iterator<Item = &PackedWeight> {
-        let blocks = self.blocks.iter();
-        blocks.flat_map(|block| [&block.qkv, &block.output, &block.gate_up, &block.down]).chain([&self.head])
+        let projections =
+            self.blocks.iter().flat_map(|block| &block.mixer).filter_map(|weight| match weight {
+                Packed::Projection(weight) => Some(weight),
+                Packed::Plain(_) => None,
+            });
+        let mlps = self.blocks.iter().filter_map(|block| block.mlp.as_ref());
+        projections.chain(mlps.flat_map(|mlp| [&mlp.gate_up, &mlp.down])).chain([&self.head])
     }
 
     /// Elements of all packed weights.
@@ -211,8 +255,17 @@ impl Inference {
 
     /// The state before any token.
     pub fn new_state(&self) -> State {
-        let empty = KeyValueCache::new(self.head.isa(), self.heads);
-        State { layers: vec![empty; self.config.layers], length: 0 }
+        State { layers: self.empty.clone(), length: 0 }
+    }
+
+    /// Longest sequence in tokens, the prompt included.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// Bytes of a sequence's state after `length` tokens, about.
+    pub fn state_bytes(&self, length: usize) -> usize {
+        self.mixers.iter().map(|mixer| mixer.state_bytes(length)).sum()
     }
 
     /// Reads the new tokens of several sequences at once. Returns logits, rows of `vocab_size`: one row per
@@ -288,57 +341,62 @@ impl Inference {
         buffers: &mut Buffers,
         logits: &mut [f32],
     ) {
-        let Buffers { x, normed, qkv, attended, gate_up, gated, delta, words } = buffers;
-        let (config, heads) = (&self.config, self.heads);
-        let (width, row, query_row) = (config.width, heads.row(), heads.query_row());
-        let positions: Vec<usize> =
-            inputs.iter().flat_map(|i| i.state.length..i.state.length + i.tokens.len()).collect();
-        let mut rows = positions.len();
+        let Buffers { x, normed, gate_up, gated, delta, temporary, words } = buffers;
+        let (config, width) = (&self.config, self.config.width);
+        let mut rows: usize = inputs.iter().map(|input| input.tokens.len()).sum();
         let x = sized(x, rows * width);
         let tokens = inputs.iter().flat_map(|input| input.tokens);
         for (x, &token) in x.chunks_exact_mut(width).zip(tokens) {
             self.embed(token as usize, x);
         }
-        for (layer, block) in self.blocks.iter().enumerate() {
+        for (layer, (block, mixer)) in self.blocks.iter().zip(&self.mixers).enumerate() {
             let x = &mut *x;
-            let normed_rows = sized(normed, rows * width);
-            infer::rms_norm(cpu, &x[..rows * width], &block.attention_norm, config.norm_epsilon, normed_rows);
-            let qkv = sized(qkv, rows * row);
-            infer::project(cpu, normed_rows, &block.qkv, words, qkv);
-            infer::rotate(cpu, heads, &self.rotary, &positions, qkv);
-            for (input, range) in ranges(inputs) {
-                let cache = &mut input.state.layers[layer];
-                for row in qkv[range.start * row..range.end * row].chunks_exact(row) {
-                    cache.push(&row[heads.key_start(0)..heads.value_start(0)], &row[heads.value_start(0)..]);
-                }
-            }
-            // Behind the last keys and values, only what is wanted is computed.
+            // Behind the last mixer's state, only what is wanted is computed.
             let last_only = wanted == Wanted::Last && layer + 1 == self.blocks.len();
+            let read = rows;
             if last_only {
-                for (i, (_, range)) in ranges(inputs).enumerate() {
-                    x.copy_within((range.end - 1) * width..range.end * width, i * width);
-                    qkv.copy_within((range.end - 1) * row..range.end * row, i * row);
-                }
                 rows = inputs.len();
             }
-            let x = &mut x[..rows * width];
-            let cached = inputs.iter().map(|input| infer::Cached {
-                new: if last_only { 1 } else { input.tokens.len() },
-                cache: &input.state.layers[layer],
-            });
-            let attended = sized(attended, rows * query_row);
-            infer::attention(cpu, heads, &qkv[..rows * row], &cached.collect::<Vec<_>>(), attended);
             let delta = sized(delta, rows * width);
-            infer::project(cpu, attended, &block.output, words, delta);
-            add(x, delta);
-            let normed = sized(normed, rows * width);
-            infer::rms_norm(cpu, x, &block.mlp_norm, config.norm_epsilon, normed);
-            let gate_up = sized(gate_up, rows * 2 * config.ffn);
-            infer::project(cpu, normed, &block.gate_up, words, gate_up);
-            let gated = sized(gated, rows * config.ffn);
-            infer::swiglu(cpu, gate_up, config.ffn, gated);
-            infer::project(cpu, gated, &block.down, words, delta);
-            add(x, delta);
+            if let Some(norm) = &block.mixer_norm {
+                let normed = sized(normed, read * width);
+                infer::rms_norm(cpu, &x[..read * width], norm, config.norm_epsilon, normed);
+                let mut pieces = Vec::with_capacity(inputs.len());
+                for Input { state, tokens } in inputs.iter_mut() {
+                    let (position, new) = (state.length, tokens.len());
+                    pieces.push(Piece { carried: &mut state.layers[layer], new, position });
+                }
+                let step = Step {
+                    x: normed,
+                    pieces: &mut pieces,
+                    last_only,
+                    y: &mut *delta,
+                    buffers: temporary,
+                    words,
+                };
+                mixer.step(cpu, &block.mixer, step);
+            }
+            if last_only {
+                let mut end = 0;
+                for (i, input) in inputs.iter().enumerate() {
+                    end += input.tokens.len();
+                    x.copy_within((end - 1) * width..end * width, i * width);
+                }
+            }
+            let x = &mut x[..rows * width];
+            if block.mixer_norm.is_some() {
+                add(x, delta);
+            }
+            if let Some(mlp) = &block.mlp {
+                let normed = sized(normed, rows * width);
+                infer::rms_norm(cpu, x, &mlp.norm, config.norm_epsilon, normed);
+                let gate_up = sized(gate_up, rows * 2 * config.ffn);
+                infer::project(cpu, normed, &mlp.gate_up, words, gate_up);
+                let gated = sized(gated, rows * config.ffn);
+                infer::swiglu(cpu, gate_up, config.ffn, gated);
+                infer::project(cpu, gated, &mlp.down, words, delta);
+                add(x, delta);
+            }
         }
         for input in inputs.iter_mut() {
             input.state.length += input.tokens.len();
@@ -361,33 +419,20 @@ impl Inference {
             return fail("a sequence without a new token".into());
         }
         let layers = &input.state.layers;
-        if layers.len() != self.config.layers
-            || layers.iter().any(|cache| !cache.fits(self.head.isa(), self.heads))
-        {
+        let fits = |(own, empty): (&Carried, &Carried)| own.belongs_with(empty, self.head.isa());
+        if layers.len() != self.empty.len() || !layers.iter().zip(&self.empty).all(fits) {
             return fail("a state of another model; begin with this model's `new_state`".into());
         }
         let vocabulary = self.config.vocab_size;
         if let Some(token) = input.tokens.iter().find(|&&t| t as usize >= vocabulary) {
             return fail(format!("token {token} is outside the model's vocabulary of {vocabulary}"));
         }
-        let (length, limit) = (input.state.length + input.tokens.len(), self.config.max_positions);
+        let (length, limit) = (input.state.length + input.tokens.len(), self.context);
         if length > limit {
             return fail(format!("{length} tokens are more than the model's context of {limit}"));
         }
         Ok(())
     }
-}
-
-/// Every input with the rows of its tokens.
-fn ranges<'a, 'b>(
-    inputs: &'a mut [Input<'b>],
-) -> impl Iterator<Item = (&'a mut Input<'b>, std::ops::Range<usize>)> {
-    let mut end = 0;
-    inputs.iter_mut().map(move |input| {
-        let start = end;
-        end += input.tokens.len();
-        (input, start..end)
-    })
 }
 
 /// The first `length` elements of a buffer, which grows where it has fewer.

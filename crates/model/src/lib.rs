@@ -11,6 +11,8 @@ pub mod folder;
 pub mod home;
 pub mod inference;
 pub mod lineage;
+pub mod mixers;
+mod names;
 pub mod training;
 pub mod weights;
 
@@ -20,5 +22,6 @@ pub use error::ModelError;
 pub use home::Home;
 pub use inference::{Inference, Input, State, Wanted, WeightFormat};
 pub use lineage::{DataFile, Lineage, Parent};
+pub use mixers::{Mixing, Positions, SsmShape};
 pub use training::{Batch, Training};
 pub use weights::{NamedTensor, read_weights, write_weights};

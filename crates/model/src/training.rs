@@ -1,5 +1,6 @@
 //! A decoder in training: gradients, optimiser state and buffers beside the weights.
 
+use crate::mixers::{AnyMixer, Whole};
 use crate::{Decoder, ModelError};
 use strata_tensor::ops::Loss;
 use strata_tensor::{Activation, AdamW, Buffers, Cpu, Gradients, OptimizerState, Precision, Tape, Var, bf16};
@@ -62,7 +63,7 @@ impl Training {
         }
     }
 
-    fn pass<E: Activation>(&mut self, batch: Batch<'_>, normalizer: Option<f32>) -> f64 {
+    fn pass<E: Precise>(&mut self, batch: Batch<'_>, normalizer: Option<f32>) -> f64 {
         if self.precision == Precision::Bf16 {
             self.decoder.ensure_half(&self.cpu);
         }
@@ -134,21 +135,40 @@ impl Training {
     }
 }
 
-/// The hidden state of every token before the output head.
-fn forward<E: Activation>(decoder: &Decoder, tape: &mut Tape<'_, E>, tokens: &[u32], starts: &[u32]) -> Var {
-    let epsilon = decoder.config.norm_epsilon;
-    let mut x = tape.embedding(decoder.embedding, tokens);
-    for block in &decoder.blocks {
-        let normed = tape.rms_norm(x, block.attention_norm, epsilon);
-        let qkv = tape.linear(normed, block.qkv);
-        let attended = tape.attention(qkv, decoder.heads(), &decoder.rotary, starts);
-        x = tape.linear_residual(attended, block.output, x);
-        let normed = tape.rms_norm(x, block.mlp_norm, epsilon);
-        let gate_up = tape.linear(normed, block.gate_up);
-        let gated = tape.swiglu(gate_up);
-        x = tape.linear_residual(gated, block.down, x);
+/// An element type that a mixer behind a pointer can be asked for.
+trait Precise: Activation {
+    fn mix(mixer: &dyn AnyMixer, tape: &mut Tape<'_, Self>, whole: &Whole<'_>) -> Var;
+}
+
+impl Precise for f32 {
+    fn mix(mixer: &dyn AnyMixer, tape: &mut Tape<'_, f32>, whole: &Whole<'_>) -> Var {
+        mixer.forward_f32(tape, whole)
     }
-    tape.rms_norm(x, decoder.norm, epsilon)
+}
+
+impl Precise for bf16 {
+    fn mix(mixer: &dyn AnyMixer, tape: &mut Tape<'_, bf16>, whole: &Whole<'_>) -> Var {
+        mixer.forward_bf16(tape, whole)
+    }
+}
+
+/// The hidden state of every token before the output head.
+fn forward<E: Precise>(decoder: &Decoder, tape: &mut Tape<'_, E>, tokens: &[u32], starts: &[u32]) -> Var {
+    let epsilon = decoder.config.norm_epsilon;
+    let mut residual = tape.embedding(decoder.embedding, tokens);
+    for (block, mixer) in decoder.blocks.iter().zip(&decoder.mixers) {
+        if let Some(norm) = block.mixer_norm {
+            let x = tape.rms_norm(residual, norm, epsilon);
+            residual = E::mix(&**mixer, tape, &Whole { weights: &block.mixer, x, residual, starts });
+        }
+        if let Some(mlp) = block.mlp {
+            let normed = tape.rms_norm(residual, mlp.norm, epsilon);
+            let gate_up = tape.linear(normed, mlp.gate_up);
+            let gated = tape.swiglu(gate_up);
+            residual = tape.linear_residual(gated, mlp.down, residual);
+        }
+    }
+    tape.rms_norm(residual, decoder.norm, epsilon)
 }
 
 fn check(decoder: &Decoder, batch: Batch<'_>) -> Result<(), ModelError> {
@@ -165,7 +185,7 @@ fn check(decoder: &Decoder, batch: Batch<'_>) -> Result<(), ModelError> {
     if n > 0 && batch.starts.first() != Some(&0) {
         return fail("the first segment does not start at 0".into());
     }
-    let limit = decoder.config.max_positions;
+    let limit = decoder.mixers.iter().map(|mixer| mixer.context()).min().unwrap_or(usize::MAX);
     let ends = batch.starts.iter().skip(1).copied().chain([n as u32]);
     for (&start, end) in batch.starts.iter().zip(ends) {
         if end < start || (end - start) as usize > limit {

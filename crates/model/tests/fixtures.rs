@@ -35,7 +35,7 @@ fn argmax(row: &[f32]) -> u32 {
 #[test]
 fn reference_checkpoints_give_their_logits_and_greedy_continuations() {
     let Some(shared) = shared() else { return };
-    for family in ["llama", "llama3"] {
+    for family in ["llama", "llama3", "mamba2"] {
         let folder = shared.join("hf").join(family);
         let decoder = Decoder::load(&folder).unwrap();
         let vocabulary = decoder.config().vocab_size;
@@ -91,8 +91,14 @@ fn batch(fixture: &Value) -> (Vec<u32>, Vec<u32>, Vec<u32>) {
 #[test]
 fn f32_training_reproduces_the_gradients_and_ten_losses_of_pytorch() {
     let Some(shared) = shared() else { return };
-    let fixture = json(shared.join("train/llama.json"));
-    let decoder = Decoder::load(&shared.join("hf/llama")).unwrap();
+    for family in ["llama", "mamba2"] {
+        reproduces_the_training(&shared, family);
+    }
+}
+
+fn reproduces_the_training(shared: &std::path::Path, family: &str) {
+    let fixture = json(shared.join(format!("train/{family}.json")));
+    let decoder = Decoder::load(&shared.join("hf").join(family)).unwrap();
     let (inputs, targets, starts) = batch(&fixture);
     let weights = vec![1.0; inputs.len()];
     let batch = Batch { tokens: &inputs, targets: &targets, weights: &weights, starts: &starts };

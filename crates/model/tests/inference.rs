@@ -1,9 +1,27 @@
 //! What a sequence gives does not depend on the company it is read in.
 
-use strata_model::{Config, Decoder, Inference, Input, ModelError, Wanted, WeightFormat};
+use strata_model::{
+    Config, Decoder, Inference, Input, Mixing, ModelError, Positions, SsmShape, Wanted, WeightFormat,
+};
 use strata_tensor::{Cpu, Isa};
 
+/// Every mixer alone, two together, and attention within a window, with ALiBi and without positions.
+const PATTERNS: [&str; 10] = ["A", "S", "L", "D", "N", "SA", "A window", "A alibi", "A none", "SA window"];
+
 fn config(tied: bool) -> Config {
+    mixed("A", tied)
+}
+
+fn mixed(pattern: &str, tied: bool) -> Config {
+    let ssm = SsmShape { head_dim: 8, state: 10, groups: 2, ..SsmShape::default() };
+    let bare = pattern == "S";
+    let (letters, kind) = pattern.split_once(' ').unwrap_or((pattern, ""));
+    let positions = match kind {
+        "alibi" => Positions::Alibi,
+        "none" => Positions::None,
+        _ => Positions::Rotary,
+    };
+    let window = (kind == "window").then_some(11);
     Config {
         vocab_size: 203,
         width: 48,
@@ -11,7 +29,7 @@ fn config(tied: bool) -> Config {
         heads: 4,
         kv_heads: 2,
         head_dim: 12,
-        ffn: 100,
+        ffn: if bare { 0 } else { 100 },
         max_positions: 128,
         norm_epsilon: 1e-5,
         rope_theta: 10000.0,
@@ -19,6 +37,7 @@ fn config(tied: bool) -> Config {
         tied,
         bos: None,
         eos: vec![],
+        mixing: Mixing { pattern: letters.into(), ssm, s4d_states: 6, positions, window },
     }
 }
 
@@ -59,10 +78,14 @@ fn alone(model: &Inference, cpu: &Cpu, tokens: &[u32]) -> Vec<u32> {
 #[test]
 fn logits_have_the_same_bits_alone_in_ragged_batches_and_for_any_pieces_and_threads() {
     for isa in Isa::available() {
-        for (tied, format) in [false, true].into_iter().flat_map(|tied| FORMATS.map(|format| (tied, format)))
-        {
+        let each = PATTERNS.into_iter().enumerate().flat_map(|(index, pattern)| {
+            let formats = if index < 4 { &FORMATS[..] } else { &FORMATS[..1] };
+            formats.iter().map(move |&format| (index, pattern, format))
+        });
+        for (index, pattern, format) in each {
             let one = Cpu::new(isa, 1).unwrap();
-            let model = inference(tied, &one, format);
+            let decoder = Decoder::new(&mixed(pattern, index % 2 == 0), 7).unwrap();
+            let model = Inference::with_format(decoder, &one, format);
             let prompts: Vec<Vec<u32>> = (0..17).map(|i| prompt(i, 20 + 5 * i as usize)).collect();
             let expected: Vec<Vec<u32>> = prompts.iter().map(|tokens| alone(&model, &one, tokens)).collect();
             for (threads, wanted) in [(1, Wanted::All), (2, Wanted::All), (3, Wanted::Last)] {
@@ -91,7 +114,7 @@ fn logits_have_the_same_bits_alone_in_ragged_batches_and_for_any_pieces_and_thre
                             let got = bits(rows.next().unwrap());
                             assert!(
                                 got == expected,
-                                "{isa:?} {format:?}: sequence {i} at {position}, {threads} threads"
+                                "{isa:?}, {pattern}, {format:?}: sequence {i} at {position}, {threads} threads"
                             );
                         }
                     }
@@ -107,9 +130,16 @@ fn logits_have_the_same_bits_alone_in_ragged_batches_and_for_any_pieces_and_thre
 
 #[test]
 fn a_cut_state_goes_on_as_if_the_rest_had_never_been_read() {
+    for pattern in ["A", "A alibi", "A none"] {
+        cut_states_go_on(pattern);
+    }
+}
+
+fn cut_states_go_on(pattern: &str) {
     let cpu = Cpu::new(Isa::best(), 1).unwrap();
     for format in FORMATS {
-        cut_and_go_on(&inference(true, &cpu, format), &cpu);
+        let decoder = Decoder::new(&mixed(pattern, true), 7).unwrap();
+        cut_and_go_on(&Inference::with_format(decoder, &cpu, format), &cpu);
     }
 }
 
@@ -117,18 +147,40 @@ fn cut_and_go_on(model: &Inference, cpu: &Cpu) {
     let tokens = prompt(3, 50);
     let mut state = model.new_state();
     model.step(cpu, &mut [Input { state: &mut state, tokens: &tokens }], Wanted::Last).unwrap();
-    let mut copy = state.clone();
+    let copy = state.clone();
     // Two layers of 50 keys and values of 24 elements of four bytes, at least.
     assert!(copy.bytes() >= 2 * 2 * 50 * 24 * 4);
     for cut in [40, 33, 32, 1] {
-        let mut prefix = state.prefix(cut);
+        assert_eq!(state.reach(cut), cut);
+        let mut prefix = state.prefix(cut).unwrap();
         assert!(prefix.bytes() <= copy.bytes());
-        copy.truncate(cut);
-        for state in [&mut copy, &mut prefix] {
-            assert_eq!(state.len(), cut);
-            let mut input = [Input { state, tokens: &tokens[cut..] }];
-            let logits = bits(&model.step(cpu, &mut input, Wanted::Last).unwrap());
-            assert!(logits == alone(model, cpu, &tokens)[49 * 203..], "cut at {cut}");
+        assert_eq!(prefix.len(), cut);
+        let mut input = [Input { state: &mut prefix, tokens: &tokens[cut..] }];
+        let logits = bits(&model.step(cpu, &mut input, Wanted::Last).unwrap());
+        assert!(logits == alone(model, cpu, &tokens)[49 * 203..], "cut at {cut}");
+    }
+}
+
+#[test]
+fn a_state_of_fixed_size_is_had_whole_or_not_at_all() {
+    let cpu = Cpu::new(Isa::best(), 1).unwrap();
+    for pattern in ["S", "L", "D", "SA", "A window", "SA window"] {
+        let model = Inference::new(Decoder::new(&mixed(pattern, true), 7).unwrap(), &cpu);
+        let tokens = prompt(3, 50);
+        let mut state = model.new_state();
+        model.step(&cpu, &mut [Input { state: &mut state, tokens: &tokens[..40] }], Wanted::Last).unwrap();
+        assert_eq!((state.reach(39), state.reach(40), state.reach(100)), (0, 40, 40), "{pattern}");
+        assert!(state.prefix(39).is_none());
+        let bytes = state.bytes();
+        if pattern != "SA" {
+            assert_eq!(bytes, model.new_state().bytes(), "{pattern} holds the same after 40 tokens");
+            assert_eq!(bytes, model.state_bytes(1 << 20), "{pattern}");
+            assert!(model.context() > 100_000, "{pattern}");
+        }
+        for mut state in [state.prefix(40).unwrap(), state] {
+            let mut input = [Input { state: &mut state, tokens: &tokens[40..] }];
+            let logits = bits(&model.step(&cpu, &mut input, Wanted::Last).unwrap());
+            assert!(logits == alone(&model, &cpu, &tokens)[49 * 203..], "{pattern}");
         }
     }
 }

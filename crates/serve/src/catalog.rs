@@ -253,7 +253,7 @@ fn describe(name: &str, folder: &Path) -> Option<ModelInfo> {
         created: created.map_or(0, |time| time.as_secs()),
         stage: lineage.map(|lineage| lineage.stage),
         parameters: Some(config.parameter_count()),
-        context_length: Some(config.max_positions),
+        context_length: Some(config.context()),
     })
 }
 

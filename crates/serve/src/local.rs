@@ -44,7 +44,7 @@ impl LocalModel {
         let decoder = Decoder::load(folder).map_err(|error| error.to_string())?;
         let tokenizer = Tokenizer::load(folder).map_err(|error| error.to_string())?;
         let config = decoder.config();
-        let (context, vocab_size) = (config.max_positions, config.vocab_size);
+        let (context, vocab_size) = (config.context(), config.vocab_size);
         let mut stop = tokenizer.eos_ids().to_vec();
         stop.extend(&config.eos);
         stop.sort_unstable();

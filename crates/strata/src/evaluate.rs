@@ -105,7 +105,7 @@ pub fn answers(model: &Opened, cpu: &Cpu, tasks: &[Task]) -> Result<Vec<String>>
 
 /// Whether the task leaves room for an answer in the model's context.
 pub fn fits(model: &Opened, task: &Task) -> Result<bool> {
-    Ok(prompt(model, task)?.len() + ANSWER_TOKENS <= model.inference.config().max_positions)
+    Ok(prompt(model, task)?.len() + ANSWER_TOKENS <= model.inference.context())
 }
 
 fn prompt(model: &Opened, task: &Task) -> Result<Vec<u32>> {

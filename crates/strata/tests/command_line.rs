@@ -138,6 +138,48 @@ fn wrong_usage_and_bad_input_are_told_with_code_2() {
 }
 
 #[test]
+fn every_mixer_is_trained_shown_measured_and_used_from_the_command_line() {
+    for mixer in ["ssm", "lstm", "s4d", "none", "hybrid:SA"] {
+        let place = Place::new();
+        let recipe = "vocab_size = 400\nwidth = 32\nlayers = 2\nsequence = 192\nrows = 2\n";
+        fs::write(place.folder.path().join("recipe.toml"), recipe).unwrap();
+        place.json(&format!("{BASE} --tokens 2k --mixer {mixer}"));
+        let shown = place.run("models show base");
+        assert!(text(&shown.stdout).contains(&format!("mixer       {mixer};")), "{}", text(&shown.stdout));
+        let class = place.json("models show base --json")["config"]["architectures"][0].clone();
+        assert_eq!(class, if mixer == "ssm" { "Mamba2ForCausalLM" } else { "StrataForCausalLM" });
+        let args = "generate base -p The --max-tokens 6 --json";
+        assert_eq!(place.json(args)["text"], place.json(args)["text"]);
+        assert!(place.json("eval base --text text.txt --json")["bits_per_byte"].as_f64().unwrap() > 0.0);
+        let shape = "--width 64 --layers 2 --heads 2 --ffn 64 --vocab 256 --seq 32";
+        let bench = place.json(&format!("bench train {shape} --batch 2 --steps 1 --mixer {mixer} --json"));
+        assert!(bench["tokens_per_second"].as_f64().unwrap() > 0.0);
+        place.json(&format!("bench decode {shape} --tokens 4 --mixer {mixer} --json"));
+    }
+}
+
+#[test]
+fn a_mixer_that_does_not_exist_or_fit_is_refused_with_code_2() {
+    let place = Place::new();
+    let train = "train base --corpus text.txt --name x --tokens 1k";
+    let message = place.fails(&format!("{train} --mixer rnn"), 2);
+    assert!(message.contains("lstm") && message.contains("hybrid"), "{message}");
+    assert!(place.fails(&format!("{train} --mixer hybrid:SQ"), 2).contains("S (ssm)"));
+    for (recipe, expected) in [
+        ("pattern = \"AQ\"", "A (attention)"),
+        ("mixer = \"rnn\"", "lstm"),
+        ("mixer = \"ssm\"\nwidth = 64\nstate_head_dim = 48", "head_dim"),
+        ("mixer = \"ssm\"\nwidth = 64\nstate_groups = 3", "n_groups"),
+        ("mixer = \"s4d\"\nwidth = 64\ns4d_states = 7", "s4d_states"),
+        ("mixer = \"lstm\"\nheads = 2", "heads"),
+    ] {
+        fs::write(place.folder.path().join("bad.toml"), recipe).unwrap();
+        let message = place.fails(&format!("{train} --recipe bad.toml"), 2);
+        assert!(message.contains(expected), "{recipe}: {message}");
+    }
+}
+
+#[test]
 fn every_command_has_help_with_an_example() {
     let place = Place::new();
     for command in [

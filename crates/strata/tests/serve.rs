@@ -35,6 +35,7 @@ fn home() -> tempfile::TempDir {
         tied: true,
         bos: tokenizer.bos_id(),
         eos: tokenizer.eos_ids().to_vec(),
+        mixing: strata_model::Mixing::default(),
     };
     let path = home.path().join("models").join("tiny");
     fs::create_dir_all(&path).unwrap();

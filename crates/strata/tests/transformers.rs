@@ -34,12 +34,19 @@ fn transformers_opens_a_trained_model_and_computes_the_same() {
     let world = World::new(3);
     let text = world.base_text(Part::Training, 60_000);
     world::write_text(fs::File::create(&corpus).unwrap(), text).unwrap();
-    let recipe =
-        "vocab_size = 400\nwidth = 64\nlayers = 3\nheads = 4\nkv_heads = 2\nffn = 96\nsequence = 128\n";
-    for tied in [true, false] {
-        fs::write(folder.path().join("recipe.toml"), format!("{recipe}tied = {tied}\n")).unwrap();
+    let attention = "heads = 4\nkv_heads = 2\nffn = 96";
+    let states = "state = 32\nstate_head_dim = 16\nstate_groups = 2";
+    for (mixer, recipe, class, tied) in [
+        ("attention", attention, "LlamaForCausalLM", true),
+        ("attention", attention, "LlamaForCausalLM", false),
+        ("ssm", states, "Mamba2ForCausalLM", true),
+        ("ssm", states, "Mamba2ForCausalLM", false),
+    ] {
+        let common = "vocab_size = 400\nwidth = 64\nlayers = 3\nsequence = 128";
+        fs::write(folder.path().join("recipe.toml"), format!("{common}\n{recipe}\ntied = {tied}\n")).unwrap();
         let trained = Command::new(env!("CARGO_BIN_EXE_strata"))
             .args("train base --corpus text.txt --name m --tokens 20000 --recipe recipe.toml".split(' '))
+            .args(["--mixer", mixer])
             .current_dir(folder.path())
             .env("STRATA_HOME", folder.path().join("home"))
             .stdin(Stdio::null())
@@ -58,7 +65,7 @@ fn transformers_opens_a_trained_model_and_computes_the_same() {
             .unwrap();
         assert!(read.status.success(), "{}", String::from_utf8_lossy(&read.stderr));
         let theirs: Value = serde_json::from_slice(&read.stdout).unwrap();
-        assert_eq!(theirs["class"], "LlamaForCausalLM");
+        assert_eq!(theirs["class"], class);
 
         let tokenizer = Tokenizer::load(&model).unwrap();
         let ids = tokenizer.encode_prompt(&[Message::new(Role::User, question)]).unwrap();

@@ -13,6 +13,7 @@ pub mod infer;
 pub mod ops;
 mod optimizer;
 mod parameters;
+pub mod recurrent;
 mod tape;
 
 pub use buffers::Buffers;

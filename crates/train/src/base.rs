@@ -101,6 +101,8 @@ fn prepare(
     place: &mut Workplace<'_>,
     began: Instant,
 ) -> Result<Decided<BaseRequest>, TrainError> {
+    // Before the corpus is read: a mixer that does not exist is no reason to wait.
+    request.overrides.mixing(0)?;
     run.clear()?;
     let folder = run.data();
     fs::create_dir_all(&folder).map_err(TrainError::io("create", &folder))?;
@@ -133,7 +135,7 @@ fn prepare(
     let mut dial = request.dial;
     let mut flops_per_second = 0.0;
     if let Some(seconds) = dial.seconds {
-        flops_per_second = place.machine.training_rate()?;
+        flops_per_second = place.machine.training_rate(&request.overrides.mixing(0)?)?;
         let left = seconds - began.elapsed().as_secs_f64() - ENDING_SECONDS;
         dial.seconds = Some(left.max(0.1 * seconds));
     }

@@ -198,6 +198,7 @@ mod tests {
             tied: false,
             bos: None,
             eos: vec![1],
+            mixing: strata_model::Mixing::default(),
         };
         let tensors: Vec<NamedTensor> = config
             .tensors()

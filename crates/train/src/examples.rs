@@ -92,7 +92,8 @@ pub(crate) fn train_examples(
         }
         None => {
             let mut dial = request.dial;
-            let flops_per_second = if dial.seconds.is_some() { place.machine.training_rate()? } else { 0.0 };
+            let timed = dial.seconds.is_some();
+            let flops_per_second = if timed { place.machine.training_rate(&config.mixing)? } else { 0.0 };
             if let Some(seconds) = dial.seconds {
                 let left = seconds - began.elapsed().as_secs_f64() - ENDING_SECONDS;
                 dial.seconds = Some(left.max(0.1 * seconds));
@@ -103,7 +104,7 @@ pub(crate) fn train_examples(
                 threads: place.machine.cpu.threads(),
                 tokens_per_second: flops_per_second / flops_per_token(&config, sequence),
             };
-            let overrides = Overrides { sequence: Some(sequence), ..request.overrides };
+            let overrides = Overrides { sequence: Some(sequence), ..request.overrides.clone() };
             let (recipe, decisions) = plan_examples(dial, &config, facts, &overrides, request.seed);
             run.clear()?;
             run::tell(&decisions, place.progress);

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use strata_data::Batch;
-use strata_model::{Config, Decoder, NamedTensor, Training};
+use strata_model::{Config, Decoder, Mixing, NamedTensor, Training};
 use strata_tensor::{AdamW, Cpu, OptimizerState, Precision};
 
 use crate::plan::{Overrides, Recipe, flops_per_token, shape_of_width};
@@ -19,14 +19,15 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Floating-point operations per second that training reaches here: a few steps of a model as a short run
-    /// makes it, about a second.
+    /// Floating-point operations per second that training reaches here with these mixers: a few steps of a model as a
+    /// short run makes it, about a second.
     ///
     /// # Errors
     /// The model cannot be built.
-    pub fn training_rate(&self) -> Result<f64, TrainError> {
+    pub fn training_rate(&self, mixing: &Mixing) -> Result<f64, TrainError> {
         let (sequence, rows, vocab_size) = (256, 2 * self.cpu.threads(), 2048);
-        let config = shape_of_width(256, sequence, vocab_size, &Overrides::default());
+        let mixers = Overrides { pattern: Some(mixing.pattern.clone()), ..Overrides::default() };
+        let config = shape_of_width(256, sequence, vocab_size, &mixers)?;
         let flops = (rows * sequence) as f64 * flops_per_token(&config, sequence);
         let mut learner =
             Training::new(Decoder::new(&config, 0)?, self.cpu.clone(), self.precision, AdamW::default());

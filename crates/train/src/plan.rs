@@ -1,7 +1,8 @@
 //! The one dial: from minutes (or tokens, or parameters) to everything else, each choice with its reason.
 
 use serde::{Deserialize, Serialize};
-use strata_model::Config;
+use strata_model::mixers::{Kind, Letter};
+use strata_model::{Config, Mixing, Positions};
 
 use crate::{Decay, Schedule, TrainError};
 
@@ -40,10 +41,26 @@ pub struct Recipe {
 }
 
 /// What a person may set in a TOML file over the dial's choices; what is left out follows from the dial.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[allow(missing_docs, reason = "the names are those of Config and Recipe, where they are described")]
 pub struct Overrides {
+    /// The sequence mixer by its name on the command line; see [`Mixing::pattern_of`].
+    pub mixer: Option<String>,
+    /// A letter per block, in place of the mixer's own; see [`Mixing::pattern`].
+    pub pattern: Option<String>,
+    /// How attention knows where tokens are: "rotary", "alibi" or "none".
+    pub positions: Option<Positions>,
+    /// Tokens that a token sees by attention; see [`Mixing::window`].
+    pub window: Option<usize>,
+    /// State per element of a state-space head; see [`strata_model::SsmShape::state`].
+    pub state: Option<usize>,
+    /// Width of a state-space head; see [`strata_model::SsmShape::head_dim`].
+    pub state_head_dim: Option<usize>,
+    /// Groups of state-space heads; see [`strata_model::SsmShape::groups`].
+    pub state_groups: Option<usize>,
+    /// State per channel of the diagonal layer; see [`Mixing::s4d_states`].
+    pub s4d_states: Option<usize>,
     pub vocab_size: Option<usize>,
     pub width: Option<usize>,
     pub layers: Option<usize>,
@@ -138,6 +155,10 @@ pub fn plan_base(dial: Dial, facts: Facts, overrides: &Overrides, seed: u64) -> 
         return Err(TrainError::Request("the corpus has no tokens; give one with text in it".into()));
     }
     let mut decisions = Decisions(Vec::new());
+    let mixing = overrides.mixing(0)?;
+    decisions.add("mixer", mixing.name(mixing.pattern.len()), overrides.mixer.is_some(), || {
+        "the default; --mixer takes another".to_string()
+    });
     let compute = match (dial.seconds, dial.tokens, dial.parameters) {
         (Some(seconds), _, _) => seconds * facts.flops_per_second,
         (None, Some(tokens), Some(parameters)) => 6.0 * tokens as f64 * parameters as f64,
@@ -261,16 +282,17 @@ pub fn plan_examples(
 
 /// Weights that take part in matrix products, the head included and the embedding (a lookup) not.
 pub fn matmul_parameters(config: &Config) -> f64 {
-    let blocks = config.width * (2 * config.heads + 2 * config.kv_heads) * config.head_dim
-        + 3 * config.width * config.ffn;
-    (config.layers * blocks + config.vocab_size * config.width) as f64
+    let weights = config.mixers().into_iter().flat_map(|mixer| mixer.weights());
+    let projections = weights.filter(|weight| weight.kind == Kind::Projection);
+    let mixers: usize = projections.map(|weight| weight.shape.0 * weight.shape.1).sum();
+    (mixers + config.layers * 3 * config.width * config.ffn + config.vocab_size * config.width) as f64
 }
 
-/// Floating-point operations of training on one token: 6 per weight, and attention over half of `sequence`
-/// tokens on average.
+/// Floating-point operations of training on one token: 6 per weight, and three times (once forward, twice backward) what
+/// the mixers compute beyond them in sequences of that length.
 pub fn flops_per_token(config: &Config, sequence: usize) -> f64 {
-    let attention = config.layers * config.heads * config.head_dim * sequence;
-    6.0 * matmul_parameters(config) + 6.0 * attention as f64
+    let mixing: f64 = config.mixers().iter().map(|mixer| mixer.flops(sequence)).sum();
+    6.0 * matmul_parameters(config) + 3.0 * mixing
 }
 
 /// Loss in nats per token that `parameters` trained on `tokens`, of which `unique` are different, come to:
@@ -314,19 +336,100 @@ impl Decisions {
     }
 }
 
-/// The Llama shape of a width: depth grows with it, heads are 64 wide (32 below width 256), the inner layer
-/// is 8/3 as wide, which gives SwiGLU's three matrices the weights of a plain layer's two (Shazeer 2020).
-pub fn shape_of_width(width: usize, sequence: usize, vocab_size: usize, overrides: &Overrides) -> Config {
+impl Overrides {
+    /// What is to mix the sequence in a model of `width`.
+    ///
+    /// # Errors
+    /// A mixer that does not exist, or a pattern of unknown letters.
+    pub fn mixing(&self, width: usize) -> Result<Mixing, TrainError> {
+        let wrong = |field: &str, found: &str, expected: String| {
+            TrainError::Request(format!("{field} = \"{found}\": expected {expected}"))
+        };
+        let mut mixing = Mixing::default();
+        if let Some(name) = &self.mixer {
+            mixing.pattern = Mixing::pattern_of(name).map_err(|expected| wrong("mixer", name, expected))?;
+        }
+        if let Some(pattern) = &self.pattern {
+            mixing.pattern = pattern.clone();
+            if let Some(expected) = mixing.problem() {
+                return Err(wrong("pattern", pattern, expected));
+            }
+        }
+        // A model of one mixer is written without its pattern, and shapes only where they are used.
+        if let Some(letter) = mixing.pattern.chars().next()
+            && mixing.pattern.chars().all(|other| other == letter)
+        {
+            mixing.pattern = letter.to_string();
+        }
+        if mixing.has(Letter::Attention, mixing.pattern.len()) {
+            mixing.positions = self.positions.unwrap_or(mixing.positions);
+            mixing.window = self.window;
+        } else if self.positions.is_some() || self.window.is_some() {
+            let reason =
+                "positions and window are those of attention, and this mixer has none; leave them out";
+            return Err(TrainError::Request(reason.into()));
+        }
+        if mixing.has(Letter::S4d, mixing.pattern.len()) {
+            mixing.s4d_states = self.s4d_states.unwrap_or(mixing.s4d_states);
+        }
+        if !mixing.has(Letter::Ssm, mixing.pattern.len()) {
+            return Ok(mixing);
+        }
+        let ssm = &mut mixing.ssm;
+        ssm.state = self.state.unwrap_or(ssm.state);
+        ssm.groups = self.state_groups.unwrap_or(ssm.groups);
+        let widest = head_width(width);
+        let fits = |head_dim: &usize| (ssm.expand * width).is_multiple_of(*head_dim);
+        let head_dim = std::iter::successors(Some(widest), |size| Some(size / 2)).find(fits).unwrap_or(1);
+        ssm.head_dim = self.state_head_dim.unwrap_or(head_dim);
+        Ok(mixing)
+    }
+}
+
+/// Heads are 64 wide, and narrower in narrow models.
+fn head_width(width: usize) -> usize {
+    if width < 256 { 32 } else { 64 }
+}
+
+/// The shape of a width: depth grows with it, heads are 64 wide (32 below width 256), the inner layer is 8/3 as wide,
+/// which gives SwiGLU's three matrices the weights of a plain layer's two (Shazeer 2020). Blocks of state-space mixers
+/// alone have no inner layer; there are twice as many of them, which gives the same number of weights.
+///
+/// # Errors
+/// As [`Overrides::mixing`], and heads for a model without attention.
+pub fn shape_of_width(
+    width: usize,
+    sequence: usize,
+    vocab_size: usize,
+    overrides: &Overrides,
+) -> Result<Config, TrainError> {
     let width = overrides.width.unwrap_or(width);
-    let heads = overrides.heads.unwrap_or((width / if width < 256 { 32 } else { 64 }).max(1));
-    Config {
+    let mixing = overrides.mixing(width)?;
+    let all = mixing.pattern.len();
+    let bare = mixing.is_all(Letter::Ssm, all) && overrides.ffn.is_none_or(|ffn| ffn == 0);
+    let blocks = if bare { (width / 32).clamp(4, 48) } else { (width / 64).clamp(2, 24) };
+    let layers = overrides.layers.unwrap_or(blocks);
+    let attends = mixing.has(Letter::Attention, layers);
+    if !attends && (overrides.heads.is_some() || overrides.kv_heads.is_some()) {
+        let name = mixing.name(layers);
+        return Err(TrainError::Request(format!(
+            "heads and kv_heads are those of attention, and the mixer {name} has none; leave them out \
+             (state-space heads are set by state_head_dim)"
+        )));
+    }
+    let heads = match overrides.heads {
+        Some(heads) => heads,
+        None if attends => (width / head_width(width)).max(1),
+        None => 0,
+    };
+    Ok(Config {
         vocab_size,
         width,
-        layers: overrides.layers.unwrap_or((width / 64).clamp(2, 24)),
+        layers,
         heads,
         kv_heads: overrides.kv_heads.unwrap_or(heads),
-        head_dim: (width / heads.max(1)).max(2),
-        ffn: overrides.ffn.unwrap_or((width * 8 / 3).next_multiple_of(64)),
+        head_dim: if attends { (width / heads.max(1)).max(2) } else { 0 },
+        ffn: overrides.ffn.unwrap_or(if bare { 0 } else { (width * 8 / 3).next_multiple_of(64) }),
         max_positions: sequence,
         norm_epsilon: 1e-5,
         rope_theta: 10000.0,
@@ -334,7 +437,8 @@ pub fn shape_of_width(width: usize, sequence: usize, vocab_size: usize, override
         tied: overrides.tied.unwrap_or(width < UNTIED_WIDTH),
         bos: None,
         eos: Vec::new(),
-    }
+        mixing,
+    })
 }
 
 fn choose_shape(
@@ -345,8 +449,9 @@ fn choose_shape(
     overrides: &Overrides,
     decisions: &mut Decisions,
 ) -> Result<Config, TrainError> {
-    let candidates: Vec<Config> =
-        (1..=64).map(|step| shape_of_width(64 * step, sequence, facts.vocab_size, overrides)).collect();
+    let candidates = (1..=64)
+        .map(|step| shape_of_width(64 * step, sequence, facts.vocab_size, overrides))
+        .collect::<Result<Vec<Config>, TrainError>>()?;
     let distance = |config: &Config| match (dial.parameters, dial.seconds) {
         (Some(wanted), _) => (config.parameter_count() as f64 / wanted as f64).ln().abs(),
         (None, Some(_)) => {
@@ -375,12 +480,18 @@ fn choose_shape(
         None => format!("one per {TOKENS_PER_PARAMETER} tokens"),
     });
     decisions.add("width", shape.width, overrides.width.is_some(), || "gives these parameters".to_string());
-    decisions.add("layers", shape.layers, overrides.layers.is_some(), || {
-        "one per 64 of width, from 2 to 24".to_string()
+    decisions.add("layers", shape.layers, overrides.layers.is_some(), || match shape.ffn {
+        0 => "two per 64 of width, from 4 to 48: blocks without an inner layer are half as large".to_string(),
+        _ => "one per 64 of width, from 2 to 24".to_string(),
     });
-    decisions
-        .add("heads", shape.heads, overrides.heads.is_some(), || format!("each {} wide", shape.head_dim));
-    decisions.add("ffn", shape.ffn, overrides.ffn.is_some(), || "8/3 of the width".to_string());
+    if shape.heads > 0 {
+        decisions
+            .add("heads", shape.heads, overrides.heads.is_some(), || format!("each {} wide", shape.head_dim));
+    }
+    decisions.add("ffn", shape.ffn, overrides.ffn.is_some(), || match shape.ffn {
+        0 => "the state-space mixer gates its values itself".to_string(),
+        _ => "8/3 of the width".to_string(),
+    });
     Ok(shape)
 }
 
@@ -468,7 +579,7 @@ mod tests {
 
     #[test]
     fn the_reference_shape_is_the_shape_of_its_width() {
-        let config = shape_of_width(384, 512, 8192, &Overrides::default());
+        let config = shape_of_width(384, 512, 8192, &Overrides::default()).unwrap();
         assert_eq!((config.layers, config.heads, config.ffn), (6, 6, 1024));
         // 89.65 MFLOP per token, the figure every speed is based on.
         assert!((flops_per_token(&config, 512) / 89.65e6 - 1.0).abs() < 1e-3);
@@ -495,6 +606,37 @@ mod tests {
     }
 
     #[test]
+    fn every_mixer_has_a_plan_of_about_the_same_size() {
+        for name in ["attention", "ssm", "hybrid", "hybrid:SA", "lstm", "s4d", "none"] {
+            let overrides = Overrides { mixer: Some(name.into()), ..Overrides::default() };
+            let shape = shape_of_width(384, 512, 8192, &overrides).unwrap();
+            shape.check(std::path::Path::new("")).unwrap();
+            // Two state-space blocks have 12 width² weights as one of attention and MLP has; others have 8 to 17.
+            let ratio = matmul_parameters(&shape) / 13.8e6;
+            assert!((0.65..1.5).contains(&ratio), "{name}: {ratio}");
+            let planned = plan_base(seconds(60.0), facts(5e11, 1 << 24), &overrides, 9).unwrap().shape.mixing;
+            assert_eq!(planned.pattern, Mixing::pattern_of(name).unwrap());
+        }
+    }
+
+    #[test]
+    fn mixers_that_cannot_be_are_refused_with_what_can() {
+        let refused = |overrides: Overrides| {
+            plan_base(seconds(60.0), facts(5e11, 1 << 24), &overrides, 9).unwrap_err().to_string()
+        };
+        let mixer = |name: &str| Overrides { mixer: Some(name.into()), ..Overrides::default() };
+        assert!(refused(mixer("rnn")).contains("attention, ssm"));
+        assert!(refused(mixer("hybrid:SQ")).contains("S (ssm)"));
+        assert!(refused(Overrides { window: Some(64), ..mixer("ssm") }).contains("attention"));
+        assert!(refused(Overrides { window: Some(0), ..Overrides::default() }).contains("mixing.window"));
+        let pattern = Overrides { pattern: Some("AZ".into()), ..Overrides::default() };
+        assert!(refused(pattern).contains("A (attention)"));
+        assert!(refused(Overrides { heads: Some(4), ..mixer("ssm") }).contains("state_head_dim"));
+        let message = refused(Overrides { width: Some(64), state_head_dim: Some(48), ..mixer("ssm") });
+        assert!(message.contains("head_dim") && message.contains("128"), "{message}");
+    }
+
+    #[test]
     fn vocabulary_follows_the_corpus() {
         assert_eq!(
             [1, 1 << 20, 17 << 20, 1 << 30, 1 << 50].map(vocab_size),
@@ -504,7 +646,7 @@ mod tests {
 
     #[test]
     fn few_examples_get_many_small_steps() {
-        let config = shape_of_width(128, 256, 2048, &Overrides::default());
+        let config = shape_of_width(128, 256, 2048, &Overrides::default()).unwrap();
         let facts =
             ExampleFacts { parent_rate: Some(4e-3), tokens: 200_000, threads: 2, tokens_per_second: 1e4 };
         let rows = |dial| plan_examples(dial, &config, facts, &Overrides::default(), 0).0.rows;

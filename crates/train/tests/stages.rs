@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use strata_data::packing::LongExamples;
 use strata_data::world::{self, Part, World};
-use strata_model::{Decoder, Home, Lineage};
+use strata_model::{Decoder, Home, Inference, Input, Lineage, Wanted};
 use strata_tensor::{Cpu, Isa, Precision};
 use strata_train::{
     BaseRequest, Dial, Event, ExamplesRequest, Finished, Machine, Overrides, Stop, TrainError, Workplace,
@@ -207,4 +207,72 @@ fn a_run_belongs_to_one_process_at_a_time() {
 fn append(path: &Path, text: &str) {
     let before = fs::read_to_string(path).unwrap();
     fs::write(path, before + text).unwrap();
+}
+
+#[test]
+fn every_mixer_goes_through_the_stages_and_hands_itself_down() {
+    for mixer in ["ssm", "lstm", "s4d", "none", "hybrid:SA"] {
+        let (bench, home) = (Bench::new(), tempfile::tempdir().unwrap());
+        let home = Home::new(home.path());
+        let mut base = bench.base();
+        base.dial.tokens = Some(2_000);
+        base.overrides.mixer = Some(mixer.into());
+        if mixer != "hybrid:SA" {
+            base.overrides.heads = None;
+        }
+        if mixer == "ssm" {
+            base.overrides.ffn = None;
+        }
+        let mut events = Vec::new();
+        run(&home, None, &mut events, |place| train_base(&base, place)).unwrap();
+        let mut request = bench.examples("command", "base", "pairs.jsonl");
+        request.dial.tokens = Some(1_000);
+        run(&home, None, &mut events, |place| train_command(&request, place)).unwrap();
+        let mut request = bench.examples("dialogue", "command", "dialogues.jsonl");
+        request.dial.tokens = Some(1_000);
+        run(&home, None, &mut events, |place| train_dialogue(&request, place)).unwrap();
+        let decoder = Decoder::load(&home.model("dialogue").unwrap()).unwrap();
+        assert_eq!(decoder.config().mixing.name(2), mixer);
+
+        // Greedy writing with a state gives what reading everything again gives.
+        let cpu = Cpu::new(Isa::best(), 2).unwrap();
+        let model = Inference::new(decoder, &cpu);
+        let best =
+            |logits: &[f32]| (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap();
+        let mut tokens = vec![5u32, 6, 7];
+        let mut state = model.new_state();
+        for _ in 0..20 {
+            let unread = tokens[state.len()..].to_vec();
+            let mut input = [Input { state: &mut state, tokens: &unread }];
+            let logits = model.step(&cpu, &mut input, Wanted::Last).unwrap();
+            let mut fresh = model.new_state();
+            let mut input = [Input { state: &mut fresh, tokens: &tokens }];
+            assert_eq!(model.step(&cpu, &mut input, Wanted::Last).unwrap(), logits, "{mixer}");
+            tokens.push(best(&logits) as u32);
+        }
+    }
+}
+
+#[test]
+fn an_interrupted_run_is_not_continued_with_another_mixer() {
+    let (bench, home) = (Bench::new(), tempfile::tempdir().unwrap());
+    let home = Home::new(home.path());
+    let mut base = bench.base();
+    (base.overrides.mixer, base.overrides.heads, base.overrides.ffn) = (Some("ssm".into()), None, None);
+    let mut events = Vec::new();
+    run(&home, Some(3), &mut events, |place| train_base(&base, place)).unwrap();
+    let other = BaseRequest {
+        overrides: Overrides { mixer: Some("lstm".into()), ..base.overrides.clone() },
+        ..base.clone()
+    };
+    let message = run(&home, None, &mut events, |place| train_base(&other, place)).unwrap_err().to_string();
+    assert!(message.contains("--restart"), "{message}");
+    run(&home, None, &mut events, |place| train_base(&base, place)).unwrap();
+    let unknown = BaseRequest {
+        name: "x".into(),
+        overrides: Overrides { mixer: Some("rnn".into()), ..base.overrides.clone() },
+        ..base
+    };
+    let error = run(&home, None, &mut events, |place| train_base(&unknown, place)).unwrap_err();
+    assert!(matches!(&error, TrainError::Request(text) if text.contains("lstm")), "{error}");
 }

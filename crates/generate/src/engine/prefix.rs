@@ -1,5 +1,6 @@
 //! What is kept of finished sequences: the next turn of a conversation, or another question under the same
-//! instructions, begins with tokens whose keys and values are known already.
+//! instructions, begins with tokens whose keys and values are known already. States of fixed size cannot be cut: they
+//! help where a prompt begins with all that a sequence has seen, as the next turn of a conversation does.
 
 use strata_model::State;
 
@@ -36,7 +37,7 @@ impl PrefixCache {
             .entries
             .iter_mut()
             .filter(|entry| entry.client == client)
-            .map(|entry| (common(&entry.tokens, prompt), entry))
+            .map(|entry| (entry.state.reach(common(&entry.tokens, prompt)), entry))
             .max_by_key(|(length, _)| *length)?;
         let (length, entry) = best;
         if length < WORTH {
@@ -44,7 +45,7 @@ impl PrefixCache {
         }
         self.clock += 1;
         entry.used = self.clock;
-        Some(entry.state.prefix(length))
+        entry.state.prefix(length)
     }
 
     /// Keeps the state of a finished sequence; `tokens` are those it has seen.
@@ -52,17 +53,21 @@ impl PrefixCache {
         if tokens.len() < WORTH {
             return;
         }
-        // A shorter one that the new one begins with adds nothing, nor does the new one to a longer.
+        // A shorter one that the new one begins with adds nothing, nor does the new one to a longer, where the longer can
+        // be cut to it.
         self.clock += 1;
         let clock = self.clock;
-        if let Some(longer) =
-            self.entries.iter_mut().find(|e| e.client == client && e.tokens.starts_with(&tokens))
-        {
+        if let Some(longer) = self.entries.iter_mut().find(|e| {
+            let covers = e.client == client && e.tokens.starts_with(&tokens);
+            covers && e.state.reach(tokens.len()) == tokens.len()
+        }) {
             longer.used = clock;
             return;
         }
         self.entries.retain(|entry| {
-            let covered = entry.client == client && tokens.starts_with(&entry.tokens);
+            let known = entry.tokens.len();
+            let covered =
+                entry.client == client && tokens.starts_with(&entry.tokens) && state.reach(known) == known;
             if covered {
                 self.bytes -= entry.state.bytes();
             }

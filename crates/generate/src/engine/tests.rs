@@ -10,6 +10,11 @@ fn tokenizer() -> Tokenizer {
 }
 
 fn decoder(vocab_size: usize) -> Decoder {
+    mixed(vocab_size, "A")
+}
+
+fn mixed(vocab_size: usize, pattern: &str) -> Decoder {
+    let ssm = strata_model::SsmShape { head_dim: 8, state: 8, ..Default::default() };
     let config = Config {
         vocab_size,
         width: 16,
@@ -25,6 +30,7 @@ fn decoder(vocab_size: usize) -> Decoder {
         tied: false,
         bos: None,
         eos: vec![],
+        mixing: strata_model::Mixing { pattern: pattern.into(), ssm, ..Default::default() },
     };
     Decoder::new(&config, 5).unwrap()
 }
@@ -112,6 +118,25 @@ fn the_next_turn_finds_what_the_last_one_computed_and_gets_the_same() {
     assert_eq!(other_client.usage.cached_tokens, 0, "what one client asked is not shared with another");
     assert_eq!(here, elsewhere);
     assert_eq!(engine.counters().cached_tokens.load(Relaxed) as usize, first.len() + answer.len() - 1);
+}
+
+#[test]
+fn a_state_that_cannot_be_cut_serves_the_next_turn_and_nothing_else() {
+    for pattern in ["S", "L", "D", "SA"] {
+        let model = || Inference::new(mixed(tokenizer().vocab_size(), pattern), &cpu());
+        let start = |settings| Engine::start(model(), tokenizer(), cpu(), settings).unwrap();
+        let (engine, alone) =
+            (start(Settings::default()), start(Settings { cache_bytes: 0, ..Settings::default() }));
+        let first: Vec<u32> = (10..40).collect();
+        let (answer, _) = collect(engine.submit(vec![request(&first, 12)]).unwrap());
+        let turn: Vec<u32> = first.iter().chain(&answer).copied().chain(50..60).collect();
+        let other: Vec<u32> = first.iter().copied().chain(60..70).collect();
+        for (prompt, cached) in [(&other, 0), (&turn, first.len() + answer.len() - 1), (&turn, 41)] {
+            let (tokens, finished) = collect(engine.submit(vec![request(prompt, 20)]).unwrap());
+            assert_eq!(finished.usage.cached_tokens, cached, "{pattern}");
+            assert_eq!(tokens, collect(alone.submit(vec![request(prompt, 20)]).unwrap()).0, "{pattern}");
+        }
+    }
 }
 
 #[test]

@@ -24,8 +24,6 @@ pub(super) struct Worker {
     queue: Queue,
     running: Vec<Sequence>,
     kept: PrefixCache,
-    /// Bytes of keys and values per token.
-    token_bytes: usize,
 }
 
 /// A sequence that is being read or written.
@@ -64,10 +62,8 @@ impl Worker {
         settings: Settings,
         counters: Arc<Counters>,
     ) -> Worker {
-        let config = model.config();
-        let token_bytes = config.layers * 2 * config.kv_heads * config.head_dim * size_of::<f32>();
         let (queue, kept) = (Queue::default(), PrefixCache::default());
-        Worker { model, tokenizer, cpu, settings, counters, queue, running: Vec::new(), kept, token_bytes }
+        Worker { model, tokenizer, cpu, settings, counters, queue, running: Vec::new(), kept }
     }
 
     /// Works until nobody can send requests any more and all are done.
@@ -129,17 +125,18 @@ impl Worker {
 
     /// Moves waiting requests into the batch while there is room.
     fn admit(&mut self) {
-        let (context, each) = (self.model.config().max_positions, self.token_bytes);
-        let needs = |job: &Job| {
+        let context = self.model.context();
+        let needs = |model: &Inference, job: &Job| {
             let request = &job.request;
-            each * request.prompt.len().saturating_add(request.limits.max_tokens).min(context)
+            model.state_bytes(request.prompt.len().saturating_add(request.limits.max_tokens).min(context))
         };
-        let mut reserved: usize = self.running.iter().map(|sequence| needs(&sequence.job)).sum();
+        let mut reserved: usize = self.running.iter().map(|sequence| needs(&self.model, &sequence.job)).sum();
         while self.running.len() < self.settings.batch {
-            let fits = |job: &Job| reserved == 0 || reserved + needs(job) <= self.settings.cache_bytes;
+            let fits =
+                |job: &Job| reserved == 0 || reserved + needs(&self.model, job) <= self.settings.cache_bytes;
             let Some(job) = self.queue.pop(fits) else { break };
             self.counters.waiting.fetch_sub(1, Relaxed);
-            reserved += needs(&job);
+            reserved += needs(&self.model, &job);
             self.start(job);
         }
         let used: usize = self.running.iter().map(|sequence| sequence.state.bytes()).sum();
@@ -178,14 +175,16 @@ impl Worker {
             .running
             .iter()
             .filter(|sequence| sequence.job.request.client == client)
-            .map(|sequence| (common(&sequence.tokens[..sequence.state.len()], prompt), &sequence.state))
+            .map(|Sequence { tokens, state, .. }| {
+                (state.reach(common(&tokens[..state.len()], prompt)), state)
+            })
             .max_by_key(|(length, _)| *length);
         let kept = self.kept.find(client, prompt);
         match (running, kept) {
             (Some((length, state)), kept)
                 if is_worth(length) && kept.as_ref().is_none_or(|kept| kept.len() < length) =>
             {
-                state.prefix(length)
+                state.prefix(length).unwrap_or_else(|| self.model.new_state())
             }
             (_, Some(kept)) => kept,
             _ => self.model.new_state(),
@@ -220,7 +219,7 @@ impl Worker {
                 return;
             }
         };
-        let context = self.model.config().max_positions;
+        let context = self.model.context();
         let counters = &*self.counters;
         let mut served = served.into_iter().peekable();
         let running = self.running.iter_mut().enumerate();

@@ -6,10 +6,11 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use serde_json::json;
 use strata_data::Batch;
+use strata_model::mixers::Letter;
 use strata_model::{Config, Decoder, Training};
 use strata_tensor::AdamW;
 use strata_train::Learner;
-use strata_train::plan::flops_per_token;
+use strata_train::plan::{Overrides, flops_per_token, shape_of_width};
 
 use super::bench_attention::AttentionBench;
 use super::bench_decode::DecodeBench;
@@ -68,6 +69,9 @@ pub struct Shape {
     /// Tokens per sequence
     #[arg(long, default_value_t = 512)]
     pub seq: usize,
+    /// What mixes the sequence, as in `strata train base`; blocks of ssm alone have no inner layer
+    #[arg(long, default_value = "attention", value_parser = super::train::mixer)]
+    pub mixer: String,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
@@ -111,22 +115,21 @@ impl Shape {
         if self.seq == 0 {
             return bad("--seq must be at least 1");
         }
-        let config = Config {
-            vocab_size: self.vocab,
-            width: self.width,
-            layers: self.layers,
-            heads: self.heads,
-            kv_heads: self.heads,
-            head_dim: self.width / self.heads,
-            ffn: self.ffn,
-            max_positions: self.seq,
-            norm_epsilon: 1e-5,
-            rope_theta: 10000.0,
-            rope_scaling: None,
-            tied: false,
-            bos: None,
-            eos: Vec::new(),
+        let mut overrides = Overrides {
+            mixer: Some(self.mixer.clone()),
+            width: Some(self.width),
+            layers: Some(self.layers),
+            tied: Some(false),
+            ..Overrides::default()
         };
+        let mixing = overrides.mixing(self.width)?;
+        if mixing.has(Letter::Attention, self.layers) {
+            overrides.heads = Some(self.heads);
+        }
+        if !mixing.is_all(Letter::Ssm, self.layers) {
+            overrides.ffn = Some(self.ffn);
+        }
+        let config = shape_of_width(self.width, self.seq, self.vocab, &overrides)?;
         config.check(std::path::Path::new("the shape given"))?;
         Ok(config)
     }

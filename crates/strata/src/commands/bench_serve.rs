@@ -116,6 +116,7 @@ fn make_model(home: &Path) -> Result<PathBuf> {
         tied: true,
         bos: tokenizer.bos_id(),
         eos: tokenizer.eos_ids().to_vec(),
+        mixing: strata_model::Mixing::default(),
     };
     let path = home.join("untrained");
     std::fs::create_dir_all(&path)?;

@@ -67,7 +67,7 @@ fn answer(
     messages: &mut Vec<Message>,
     kept: usize,
 ) -> Result<String> {
-    let context = model.inference.config().max_positions;
+    let context = model.inference.context();
     let room = arguments.max_tokens.min(context / 2);
     let mut ids = model.tokenizer.encode_prompt(messages)?;
     let mut forgotten = 0;

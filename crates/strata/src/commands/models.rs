@@ -90,15 +90,24 @@ fn show(model: &str, json: bool, place: &Place) -> Result<()> {
     }
     print_line(&format!("path        {}", folder.display()))?;
     print_line(&format!("parameters  {}", thousands(config.parameter_count() as f64)))?;
+    let heads = match config.heads {
+        0 => String::new(),
+        heads => format!("{heads} heads ({} for keys and values), ", config.kv_heads),
+    };
+    let inner = if config.ffn > 0 { format!("ffn {}, ", config.ffn) } else { String::new() };
     print_line(&format!(
-        "shape       {} layers, width {}, {} heads ({} for keys and values), ffn {}, vocabulary {}, context {}",
+        "shape       {} layers, width {}, {heads}{inner}vocabulary {}, context {}",
         config.layers,
         config.width,
-        config.heads,
-        config.kv_heads,
-        config.ffn,
         config.vocab_size,
-        config.max_positions
+        config.context()
+    ))?;
+    let state: usize = config.mixers().iter().map(|mixer| mixer.state_bytes(config.max_positions)).sum();
+    print_line(&format!(
+        "mixer       {}; a sequence of {} tokens holds {} KB",
+        config.mixing.name(config.layers),
+        config.max_positions,
+        thousands(state as f64 / 1024.0)
     ))?;
     let Some(lineage) = lineage else {
         return print_line("lineage     none: made elsewhere");

@@ -28,7 +28,8 @@ pub struct TrainArguments {
 #[derive(Subcommand)]
 enum Stage {
     /// Learn a little about a lot from raw text.
-    #[command(after_help = "Example:\n  strata train base --corpus texts/ --name base --minutes 30")]
+    #[command(after_help = "Example:\n  strata train base --corpus texts/ --name base --minutes 30\n  \
+                            strata train base --corpus texts/ --name states --minutes 30 --mixer ssm")]
     Base {
         /// Files or folders of text: .txt, .md, .jsonl, .parquet, also .zst and .gz
         #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
@@ -36,6 +37,10 @@ enum Stage {
         /// Size of the model, for example 10M [default: follows from the time or the tokens]
         #[arg(long, value_name = "N", value_parser = count)]
         params: Option<u64>,
+        /// What mixes the sequence: attention, ssm, lstm, s4d, none, hybrid or hybrid:PATTERN, a letter per block (A
+        /// attention, S ssm, L lstm, D s4d, N none) [default: attention]
+        #[arg(long, value_parser = mixer)]
+        mixer: Option<String>,
         #[command(flatten)]
         common: Common,
     },
@@ -117,13 +122,16 @@ const DEFAULT_MINUTES: f64 = 10.0;
 /// Runs the command.
 pub fn run(arguments: TrainArguments, place: &Place) -> Result<()> {
     let (common, job) = match arguments.stage {
-        Stage::Base { corpus, params, common } => {
+        Stage::Base { corpus, params, mixer, common } => {
             let mut dial = common.dial();
             dial.parameters = params;
             if dial == Dial::default() {
                 dial.seconds = Some(60.0 * DEFAULT_MINUTES);
             }
-            let overrides = read_overrides(common.recipe.as_deref())?;
+            let mut overrides = read_overrides(common.recipe.as_deref())?;
+            if mixer.is_some() {
+                overrides.mixer = mixer;
+            }
             let corpus = absolute(corpus)?;
             let request =
                 BaseRequest { name: common.name.clone(), corpus, dial, overrides, seed: common.seed };
@@ -189,6 +197,14 @@ impl Common {
             },
             seed: self.seed,
         })
+    }
+}
+
+/// The name of a mixer that exists.
+pub(super) fn mixer(name: &str) -> Result<String, String> {
+    match strata_model::Mixing::pattern_of(name) {
+        Ok(_) => Ok(name.to_string()),
+        Err(expected) => Err(format!("expected {expected}")),
     }
 }
 

@@ -34,6 +34,7 @@ fn config() -> Config {
         tied: true,
         bos: None,
         eos: vec![],
+        mixing: strata_model::Mixing::default(),
     }
 }
 
