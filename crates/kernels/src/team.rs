@@ -198,7 +198,7 @@ impl Shared {
                 return None;
             }
             wait(&mut turns);
-            if turns % TURNS == 0 && since.get_or_insert_with(Instant::now).elapsed() >= LOOKS {
+            if turns.is_multiple_of(TURNS) && since.get_or_insert_with(Instant::now).elapsed() >= LOOKS {
                 let bed = self.bed.lock().unwrap_or_else(PoisonError::into_inner);
                 self.sleepers.fetch_add(1, Ordering::SeqCst);
                 if !new(self.state.load(Ordering::SeqCst)) && !self.ended.load(Ordering::SeqCst) {
@@ -215,7 +215,7 @@ impl Shared {
 /// One turn of a waiting loop: the core's other uses come first, but only after a while.
 fn wait(turns: &mut usize) {
     *turns += 1;
-    if *turns % TURNS == 0 { std::thread::yield_now() } else { std::hint::spin_loop() }
+    if (*turns).is_multiple_of(TURNS) { std::thread::yield_now() } else { std::hint::spin_loop() }
 }
 
 #[cfg(test)]

@@ -68,20 +68,6 @@ impl Cpu {
         }
     }
 
-    /// Like [`Cpu::for_each`] for a few large items: the caller's thread does the first one itself instead of waiting,
-    /// so that one thread less has to be woken.
-    pub fn for_each_with_caller<T: Send>(&self, items: Vec<T>, work: impl Fn(T) + Sync + Send) {
-        let work = &work;
-        self.pool.in_place_scope(|scope| {
-            let mut items = items.into_iter();
-            let first = items.next();
-            for item in items {
-                scope.spawn(move |_| work(item));
-            }
-            first.into_iter().for_each(work);
-        });
-    }
-
     /// Like [`Cpu::for_each`] for pieces of work of microseconds, done by the caller and threads that look for more
     /// work a while before they sleep. Item i of n goes to the same thread each time, if that is awake.
     pub fn for_each_small<T: Send>(&self, items: Vec<T>, work: impl Fn(T) + Sync + Send) {

@@ -75,6 +75,9 @@ fn on_tasks(folder: &Path, arguments: &EvalArguments, place: &Place) -> Result<(
     print_line(&format!("{:32} {:5.1} %  ({} of {})", "all", 100.0 * all.accuracy(), all.right, all.total))
 }
 
+/// Gives the mean loss per target of a batch, in nats.
+type Measure<'a> = Box<dyn FnMut(&Batch) -> Result<f64> + 'a>;
+
 fn on_text(model: &Path, arguments: &EvalArguments, place: &Place) -> Result<()> {
     let context = || format!("opening the model in {}", model.display());
     let decoder = Decoder::load(model).with_context(context)?;
@@ -87,7 +90,7 @@ fn on_text(model: &Path, arguments: &EvalArguments, place: &Place) -> Result<()>
     let options = BatchOptions { rows: ROWS, sequence, seed: 0, endless: false };
     let mut batches = BaseBatches::new(Arc::new(Shard::open(&path)?), options)?;
     let machine = &place.machine;
-    let mut measured: Box<dyn FnMut(&Batch) -> Result<f64>> = match arguments.weights {
+    let mut measured: Measure<'_> = match arguments.weights {
         None => {
             let cpu = machine.cpu.clone();
             let mut training = Training::new(decoder, cpu, machine.precision, AdamW::default());
