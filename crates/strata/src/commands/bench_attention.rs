@@ -41,7 +41,7 @@ pub fn run(bench: &AttentionBench, place: &Place) -> Result<()> {
     if bench.lengths.iter().any(|length| !(1..=1 << 16).contains(length)) {
         return Err(BadInput("--lengths must be from 1 to 65536".into()).into());
     }
-    if bench.head < 2 || bench.head % 2 != 0 || bench.head > 1024 || bench.repeats == 0 {
+    if bench.head < 2 || !bench.head.is_multiple_of(2) || bench.head > 1024 || bench.repeats == 0 {
         return Err(BadInput("--head must be even, from 2 to 1024, and --repeats at least 1".into()).into());
     }
     let machine = &place.machine;
