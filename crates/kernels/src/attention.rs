@@ -5,10 +5,10 @@
 //! One call handles one segment (a run of tokens that see only each other) and one group of query heads that
 //! share a key/value head, so calls can run on any thread in any order.
 
-use crate::element::convert;
+use crate::attention_tiled;
 use crate::math::{exp, max, sum_by};
 use crate::rotary::RotaryTable;
-use crate::{BlockMut, Element, Isa, MatrixMut, MatrixRef, Store, bf16, matmul};
+use crate::{BlockMut, Element, Isa, MatrixMut, MatrixRef, Store, matmul};
 use std::cell::RefCell;
 
 /// Queries whose scores exist at one time.
@@ -94,6 +94,9 @@ pub fn attention_forward<E: Element>(
     output: &mut BlockMut<'_, E>,
     log_sums: &mut BlockMut<'_, f32>,
 ) {
+    if let (Some(unit), Some(qkv)) = (isa.bf16_unit(), E::as_bf16(qkv)) {
+        return attention_tiled::forward(isa, unit, heads, table, key_value_head, qkv, output, log_sums);
+    }
     let d = heads.dimension;
     let length = qkv.len() / heads.row();
     SCRATCH.with_borrow_mut(|scratch| {
@@ -110,21 +113,11 @@ pub fn attention_forward<E: Element>(
                 let queries = zeroed(&mut scratch.queries, block * d);
                 gather(isa, rows, heads.row(), head * d, d, start, heads.scale(), Some(table), queries);
                 let scores = zeroed(&mut scratch.scores, block * end);
-                product::<E>(isa, queries, (block, d), false, keys, (end, d), true, scores, Store::Overwrite);
+                product(isa, queries, (block, d), false, keys, (end, d), true, scores, Store::Overwrite);
                 let sums = zeroed(&mut scratch.d_scores, block);
                 softmax(isa, scores, end, start, sums);
                 let out = zeroed(&mut scratch.rows, block * d);
-                product::<E>(
-                    isa,
-                    scores,
-                    (block, end),
-                    false,
-                    values,
-                    (end, d),
-                    false,
-                    out,
-                    Store::Overwrite,
-                );
+                product(isa, scores, (block, end), false, values, (end, d), false, out, Store::Overwrite);
                 for i in 0..block {
                     log_sums.row_mut(start + i)[member] = sums[i];
                     let to = &mut output.row_mut(start + i)[member * d..][..d];
@@ -164,6 +157,13 @@ pub fn attention_backward<E: Element>(
     d_values_out: &mut BlockMut<'_, E>,
 ) {
     let AttentionSaved { qkv, output, d_output, log_sums } = saved;
+    if let (Some(unit), Some(qkv), Some(output), Some(d_output)) =
+        (isa.bf16_unit(), E::as_bf16(qkv), E::as_bf16(output), E::as_bf16(d_output))
+    {
+        let (table, saved) = (table, AttentionSaved { qkv, output, d_output, log_sums });
+        let (q, k, v) = (d_queries, d_keys_out, d_values_out);
+        return attention_tiled::backward(isa, unit, heads, table, key_value_head, saved, q, k, v);
+    }
     let d = heads.dimension;
     let (row, out_row) = (heads.row(), heads.query_row());
     let length = qkv.len() / row;
@@ -192,7 +192,7 @@ pub fn attention_backward<E: Element>(
                     queries,
                 );
                 let scores = zeroed(&mut scratch.scores, block * end);
-                product::<E>(isa, queries, (block, d), false, keys, (end, d), true, scores, Store::Overwrite);
+                product(isa, queries, (block, d), false, keys, (end, d), true, scores, Store::Overwrite);
                 let out = zeroed(&mut scratch.rows, block * d);
                 gather(
                     isa,
@@ -206,10 +206,10 @@ pub fn attention_backward<E: Element>(
                     out,
                 );
                 let d_scores = zeroed(&mut scratch.d_scores, block * end);
-                product::<E>(isa, out, (block, d), false, values, (end, d), true, d_scores, Store::Overwrite);
+                product(isa, out, (block, d), false, values, (end, d), true, d_scores, Store::Overwrite);
                 score_gradient(isa, heads, head, start, end, output, log_sums, out, scores, d_scores);
                 let (keys_seen, values_seen) = (&mut d_keys[..end * d], &mut d_values[..end * d]);
-                product::<E>(
+                product(
                     isa,
                     scores,
                     (block, end),
@@ -220,7 +220,7 @@ pub fn attention_backward<E: Element>(
                     values_seen,
                     Store::Accumulate,
                 );
-                product::<E>(
+                product(
                     isa,
                     d_scores,
                     (block, end),
@@ -231,17 +231,7 @@ pub fn attention_backward<E: Element>(
                     keys_seen,
                     Store::Accumulate,
                 );
-                product::<E>(
-                    isa,
-                    d_scores,
-                    (block, end),
-                    false,
-                    keys,
-                    (end, d),
-                    false,
-                    queries,
-                    Store::Overwrite,
-                );
+                product(isa, d_scores, (block, end), false, keys, (end, d), false, queries, Store::Overwrite);
                 for i in 0..block {
                     let gradient = &mut queries[i * d..(i + 1) * d];
                     table.rotate_back(gradient, start + i);
@@ -343,14 +333,9 @@ per_isa! {
     }
 }
 
-thread_local! {
-    static NARROW: RefCell<(Vec<bf16>, Vec<bf16>)> = const { RefCell::new((Vec::new(), Vec::new())) };
-}
-
-/// A product of two dense matrices, each transposed on wish. Where activations are bf16, so are the operands: the
-/// matrix units of a CPU multiply nothing else.
+/// A product of two dense matrices, each transposed on wish.
 #[allow(clippy::too_many_arguments, reason = "two operands, each with shape and direction")]
-fn product<E: Element>(
+fn product(
     isa: Isa,
     a: &[f32],
     a_shape: (usize, usize),
@@ -361,35 +346,20 @@ fn product<E: Element>(
     c: &mut [f32],
     store: Store,
 ) {
-    if E::as_bf16(&[]).is_none() {
-        return dense(isa, (a, a_shape, a_transposed), (b, b_shape, b_transposed), c, store);
-    }
-    NARROW.with_borrow_mut(|(narrow_a, narrow_b)| {
-        for (from, to) in [(a, &mut *narrow_a), (b, &mut *narrow_b)] {
-            to.resize(from.len(), bf16::ZERO);
-            convert(isa, from, to);
-        }
-        dense(isa, (narrow_a, a_shape, a_transposed), (narrow_b, b_shape, b_transposed), c, store);
-    });
-}
-
-/// Elements of a dense matrix, its shape, and whether it is to be transposed.
-type Dense<'a, T> = (&'a [T], (usize, usize), bool);
-
-fn view<T>((data, (rows, columns), transposed): Dense<'_, T>) -> MatrixRef<'_, T> {
-    let view = MatrixRef::new(data, rows, columns);
-    if transposed { view.transposed() } else { view }
-}
-
-fn dense<T: Element>(isa: Isa, a: Dense<'_, T>, b: Dense<'_, T>, c: &mut [f32], store: Store) {
-    let (a, b) = (view(a), view(b));
+    let (a, b) = (view(a, a_shape, a_transposed), view(b, b_shape, b_transposed));
     let (rows, columns) = (a.rows(), b.columns());
     matmul(isa, a, b, MatrixMut::new(c, rows, columns), store);
+}
+
+fn view(data: &[f32], (rows, columns): (usize, usize), transposed: bool) -> MatrixRef<'_, f32> {
+    let view = MatrixRef::new(data, rows, columns);
+    if transposed { view.transposed() } else { view }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bf16;
     use crate::grid::split;
     use crate::reference::{Random, assert_all_close, numeric_gradient, to_f64};
 

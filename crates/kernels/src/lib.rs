@@ -13,6 +13,7 @@ mod multiversion;
 
 pub mod attention;
 pub mod attention_step;
+mod attention_tiled;
 pub mod buffer;
 pub mod cache;
 pub mod conv;
@@ -31,6 +32,7 @@ mod narrow;
 pub mod norm;
 pub mod optimizer;
 pub mod peak;
+mod prefetch;
 pub mod projection;
 pub mod rotary;
 pub mod s4d;

@@ -11,6 +11,7 @@ use super::tile::{
 use super::vector::{BlockSums, VectorUnit};
 use crate::buffer::Buffer;
 use crate::matrix::{MatrixRef, span};
+use crate::prefetch;
 
 /// Shallowest split of a product whose A has to be transposed. Less deep, loading and storing the sums
 /// (8 tiles per block) would take more than a tenth of the time of the products (4 per 32 of depth).
@@ -105,7 +106,27 @@ pub fn matmul_packed<C: MatmulOutput>(
     accumulate: bool,
     scratch: &mut Scratch,
 ) {
-    run(unit, a, B::Packed(b), c, c_row_stride, accumulate, scratch);
+    run(unit, a, B::Packed { b, k: b.k(), n: b.n() }, c, c_row_stride, accumulate, scratch);
+}
+
+/// As [`matmul_packed`] with the first rows of B, as many as A has columns, and its first `n` columns.
+///
+/// # Panics
+/// As [`matmul_bf16`], or where B has fewer rows or columns.
+#[allow(clippy::too_many_arguments, reason = "a product, and how much of B takes part")]
+pub(crate) fn matmul_packed_part<C: MatmulOutput>(
+    unit: Bf16Unit,
+    a: MatrixRef<bf16>,
+    b: &PackedB,
+    n: usize,
+    c: &mut [C],
+    c_row_stride: usize,
+    accumulate: bool,
+    scratch: &mut Scratch,
+) {
+    let k = a.columns();
+    assert!(k <= b.k() && n <= b.n(), "{k} x {n} of a packed {} x {}", b.k(), b.n());
+    run(unit, a, B::Packed { b, k, n }, c, c_row_stride, accumulate, scratch);
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -148,7 +169,13 @@ fn run<C: MatmulOutput>(
 #[derive(Clone, Copy)]
 pub(crate) enum B<'a> {
     View(MatrixRef<'a, bf16>),
-    Packed(&'a PackedB),
+    /// The first `k` rows and `n` columns. A is filled up with zeros to whole tiles, so that it does not matter what
+    /// comes after the rows.
+    Packed {
+        b: &'a PackedB,
+        k: usize,
+        n: usize,
+    },
 }
 
 /// How a product is carried out.
@@ -200,7 +227,7 @@ impl<T: TileUnit, V: VectorUnit> Product<T, V> {
     ) {
         let (k, n) = match b {
             B::View(b) => (b.rows(), b.columns()),
-            B::Packed(b) => (b.k(), b.n()),
+            B::Packed { k, n, .. } => (k, n),
         };
         let m = a.rows();
         assert!(a.columns() == k, "A is {m} x {}, B is {k} x {n}: the inner sizes differ", a.columns());
@@ -283,7 +310,7 @@ impl<T: TileUnit, V: VectorUnit> Walk<'_, T, V> {
             for panel in 0..padded_cols / PANEL_COLS {
                 let b = match self.b {
                     B::View(_) => scratch.b.as_ptr().wrapping_add(panel * k_tiles * PANEL_STEP_BYTES),
-                    B::Packed(b) => b.panel(cols.start / PANEL_COLS + panel, ks.start / TILE_DEPTH),
+                    B::Packed { b, .. } => b.panel(cols.start / PANEL_COLS + panel, ks.start / TILE_DEPTH),
                 };
                 let block = Block {
                     a,
@@ -366,6 +393,27 @@ impl<T: TileUnit, V: VectorUnit> Walk<'_, T, V> {
         ([start, start.wrapping_add(TILE_BYTES)], TILE_ROW_BYTES, PANEL_STEP_BYTES)
     }
 
+    /// Asks for the block of C before its products are computed: its lines lie apart, and are often in memory only.
+    fn prefetch_c(&self, part: &Part) {
+        let lines = |start: *const u8, row_bytes: usize, bytes: usize| {
+            for row in 0..part.rows.len() {
+                for line in (0..bytes).step_by(64) {
+                    prefetch::write(start.wrapping_add(row * row_bytes + line));
+                }
+            }
+        };
+        let offset = part.rows.start * self.c_row_stride + part.cols.start;
+        match self.output {
+            Output::F32(c) => {
+                lines(c.wrapping_add(offset).cast(), 4 * self.c_row_stride, 4 * part.cols.len())
+            }
+            Output::Bf16(_) if !part.is_last => {}
+            Output::Bf16(c) => {
+                lines(c.wrapping_add(offset).cast(), 2 * self.c_row_stride, 2 * part.cols.len())
+            }
+        }
+    }
+
     /// One block of 16·R rows: products, by way of `sums` if they cannot go to C at once, then C.
     ///
     /// # Safety
@@ -375,6 +423,7 @@ impl<T: TileUnit, V: VectorUnit> Walk<'_, T, V> {
         let (rows, cols) = (part.rows.len(), part.cols.len());
         let offset = part.rows.start * self.c_row_stride + part.cols.start;
         let accumulate = self.how.accumulate || !part.is_first;
+        self.prefetch_c(&part);
         match self.output {
             Output::F32(c) if rows == R * TILE_ROWS && cols == BLOCK => {
                 block.c = c.wrapping_add(offset);

@@ -20,6 +20,7 @@ mod vector;
 #[cfg(target_arch = "x86_64")]
 mod vector_avx512;
 
+pub(crate) use matmul::matmul_packed_part;
 pub use matmul::{MatmulOutput, Scratch, matmul_bf16, matmul_packed};
 pub use packed::{PackedB, pack_b};
 

@@ -8,6 +8,7 @@ use super::Amx;
 use super::tile::BLOCK;
 use super::vector::{BlockSums, TILE_ELEMENTS, VectorUnit};
 use crate::isa::{Isa, Level};
+use crate::prefetch;
 
 /// AVX-512 F, BW, DQ and VL; also the bf16 conversion where the CPU has it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -130,6 +131,9 @@ unsafe fn interleave_tiles(src: *const bf16, row_stride: usize, dst: *mut bf16) 
         // SAFETY: 64 bytes each of rows 2·pair and 2·pair + 1; `dst` and its rows are 64-byte aligned.
         unsafe {
             let row = src.add(2 * pair * row_stride);
+            // The next tiles': rows far apart are nothing that the processor foresees.
+            prefetch::read(row.wrapping_add(32 * row_stride));
+            prefetch::read(row.wrapping_add(33 * row_stride));
             let even = _mm512_loadu_si512(row.cast());
             let odd = _mm512_loadu_si512(row.add(row_stride).cast());
             let pairs = |even: __m256i, odd: __m256i| {

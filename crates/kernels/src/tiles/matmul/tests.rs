@@ -198,7 +198,7 @@ fn check_exact<T: TileUnit, V: VectorUnit, C: Element>(
     if case.packed {
         let mut packed = PackedB::default();
         packed.refresh_with(vectors, b.view());
-        product.run(a.view(), B::Packed(&packed), &mut c, stride, scratch);
+        product.run(a.view(), B::Packed { b: &packed, k, n }, &mut c, stride, scratch);
     } else {
         product.run(a.view(), B::View(b.view()), &mut c, stride, scratch);
     }
@@ -291,6 +291,23 @@ fn products_that_are_cut_into_pieces_are_exact() {
                 check_exact::<_, _, f32>(tiles, vectors, &case, &mut scratch);
                 check_exact::<_, _, bf16>(tiles, vectors, &case, &mut scratch);
             }
+        }
+    });
+}
+
+#[test]
+fn a_part_of_a_packed_b_gives_the_product_with_that_part_alone() {
+    on_every_unit!(|tiles, vectors| {
+        let (m, whole_k, whole_n) = (37, 130, 90);
+        let b = Stored::new(whole_k, whole_n, DENSE, |k, col| bf16::from_f32(b_value(k, col)));
+        let mut packed = PackedB::default();
+        packed.refresh_with(vectors, b.view());
+        for (k, n) in [(130, 90), (64, 90), (130, 32), (33, 50), (1, 1)] {
+            let a = Stored::new(m, k, DENSE, |row, k| bf16::from_f32(a_value(row, k)));
+            let mut c = vec![0.0f32; m * n];
+            let part = B::Packed { b: &packed, k, n };
+            Product { tiles, vectors, accumulate: false }.run(a.view(), part, &mut c, n, &mut Scratch::new());
+            assert_eq!(c, reference(m, k, n), "{k} x {n}");
         }
     });
 }

@@ -1,0 +1,25 @@
+//! Hints to the caches. They change nothing but time, so any address is allowed.
+
+/// Asks for the cache line of `address`, which will be read.
+#[inline(always)]
+pub(crate) fn read<T>(address: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch never faults, whatever the address.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(address.cast());
+    }
+    let _ = address;
+}
+
+/// Asks for the cache line of `address`, which will be written.
+#[inline(always)]
+pub(crate) fn write<T>(address: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch never faults, whatever the address.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_ET0>(address.cast());
+    }
+    let _ = address;
+}
