@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use strata_data::packing::{
     BatchOptions, ExampleBatches, Fitted, LongExamples, fit_examples, tokenise_examples,
 };
-use strata_data::{Batch, Example, FileDigest, Role, Tokenizer, split};
+use strata_data::{Batch, Example, FileDigest, Tokenizer, split};
 use strata_model::folder::read_model;
 use strata_model::{Config, Decoder, Lineage, Parent};
 
@@ -70,14 +70,11 @@ pub(crate) fn train_examples(
     let Source { examples, files } = read()?;
     let sequence = request.overrides.sequence.unwrap_or(config.max_positions.min(LONGEST_ROW));
     let (train, held_out) = split::held_out(examples, HELD_OUT)?;
-    let answers: u64 = held_out.iter().map(answer_bytes).sum();
     let tokenised = fit_examples(tokenise_examples(&tokenizer, &train)?, sequence, request.long)?;
     let (train, fitted) = tokenised;
     let (held_out, held_out_fitted) =
         fit_examples(tokenise_examples(&tokenizer, &held_out)?, sequence, request.long)?;
     tell_fitted(fitted, place);
-    // A measure per byte is right only when all of the answers are measured.
-    let answers = if held_out_fitted == Fitted::default() { answers } else { 0 };
     let tokens: u64 = train.iter().map(|example| example.positions() as u64).sum();
 
     let decided = match before {
@@ -126,8 +123,10 @@ pub(crate) fn train_examples(
     let options =
         |seed, endless| BatchOptions { rows: recipe.rows, sequence: recipe.sequence, seed, endless };
     let mut batches = ExampleBatches::new(Arc::new(train), options(recipe.seed, true), pad)?;
-    let (held_out, all) = measured_batches(held_out, options(0, false), pad, recipe)?;
-    let answers = if all { answers } else { 0 };
+    let held_out = measured_batches(held_out, options(0, false), pad, recipe)?;
+    // How many bytes are left of an answer that was cut is not known.
+    let cut = held_out_fitted.truncated > 0;
+    let answers = if cut { 0 } else { held_out.iter().map(|batch| batch.bytes).sum() };
 
     let mut learner = place.machine.training(Decoder::from_tensors(&config, tensors)?, recipe);
     (place.progress)(Event::Phase(format!("training {}", request.name)));
@@ -191,24 +190,17 @@ fn peak_rate(lineage: &Lineage) -> Option<f64> {
     lineage.recipe.get("recipe")?.get("schedule")?.get("peak")?.as_f64()
 }
 
-fn answer_bytes(example: &Example) -> u64 {
-    let answers = example.messages.iter().filter(|message| message.role == Role::Assistant);
-    answers.map(|message| message.content.len() as u64).sum()
-}
-
-/// The batches that are measured, and whether they are all of the held-out examples.
+/// The batches that are measured: the first of the held-out examples.
 fn measured_batches(
     held_out: Vec<strata_data::packing::TokenisedExample>,
     options: BatchOptions,
     pad: u32,
     recipe: &Recipe,
-) -> Result<(Vec<Batch>, bool), TrainError> {
+) -> Result<Vec<Batch>, TrainError> {
     if held_out.is_empty() {
-        return Ok((Vec::new(), true));
+        return Ok(Vec::new());
     }
     let mut batches = ExampleBatches::new(Arc::new(held_out), options, pad)?;
     let most = MEASURED_TOKENS.div_ceil(recipe.rows * recipe.sequence).max(1);
-    let measured: Vec<Batch> = std::iter::from_fn(|| batches.next_batch()).take(most).collect();
-    let all = batches.next_batch().is_none();
-    Ok((measured, all))
+    Ok(std::iter::from_fn(|| batches.next_batch()).take(most).collect())
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::base::pad;
 use super::{Batch, BatchOptions, BatchesState, order};
 use crate::error::DataError;
-use crate::message::{Example, Origin};
+use crate::message::{Example, Origin, Role};
 use crate::tokenizer::Tokenizer;
 
 /// Rows that are kept open while examples are put into the first that has room. More would fill rows
@@ -22,6 +22,8 @@ pub struct TokenisedExample {
     pub ids: Vec<u32>,
     /// For each token the factor on its loss: the example's weight where it is to be learned, else 0.
     pub weights: Vec<f32>,
+    /// UTF-8 bytes of its answers, those that [`fit_examples`] cut off included.
+    pub answer_bytes: u64,
     /// Where the example comes from.
     pub origin: Origin,
 }
@@ -50,7 +52,9 @@ pub fn tokenise_examples(
         })?;
         let weights =
             tokens.loss_mask.iter().map(|learn| if *learn { example.weight } else { 0.0 }).collect();
-        Ok(TokenisedExample { ids: tokens.ids, weights, origin: example.origin.clone() })
+        let answers = example.messages.iter().filter(|message| message.role == Role::Assistant);
+        let answer_bytes = answers.map(|message| message.content.len() as u64).sum();
+        Ok(TokenisedExample { ids: tokens.ids, weights, answer_bytes, origin: example.origin.clone() })
     };
     // Collected first: of several errors, the one of the first example is to be reported.
     let all: Vec<Result<TokenisedExample, DataError>> = examples.par_iter().map(tokenise).collect();
@@ -266,4 +270,5 @@ fn append(batch: &mut Batch, example: &TokenisedExample) {
     batch.tokens.extend_from_slice(&example.ids[..positions]);
     batch.targets.extend_from_slice(&example.ids[1..]);
     batch.weights.extend_from_slice(&example.weights[1..]);
+    batch.bytes += example.answer_bytes;
 }

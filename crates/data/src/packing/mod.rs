@@ -30,7 +30,7 @@ pub struct Batch {
     /// First position of every segment, ascending, starting with 0; every row starts one. The last
     /// segment ends at `tokens.len()`.
     pub starts: Vec<u32>,
-    /// UTF-8 bytes the weighted targets stand for, in the base stage; else 0. Bits per byte are the
+    /// UTF-8 bytes the weighted targets stand for: of the text, or of the examples' answers. Bits per byte are the
     /// weighted sum of the loss in nats / ln 2 / `bytes`.
     pub bytes: u64,
 }

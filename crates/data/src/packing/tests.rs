@@ -145,11 +145,11 @@ proptest! {
         let sequence = examples.iter().map(TokenisedExample::positions).max().unwrap() + room;
         let mut batches =
             ExampleBatches::new(Arc::new(examples.clone()), options(rows, sequence, endless), 2).unwrap();
-        let mut found = Vec::new();
+        let (mut found, mut bytes) = (Vec::new(), 0);
         let mut rows_left = batches.rows_per_epoch();
         while rows_left > 0 {
             let batch = batches.next_batch().unwrap();
-            prop_assert_eq!(batch.bytes, 0);
+            bytes += batch.bytes;
             for segment in segments(&batch, rows, sequence) {
                 if segment.start / sequence >= rows_left {
                     continue;
@@ -168,6 +168,7 @@ proptest! {
         }
         if !endless {
             prop_assert_eq!(batches.next_batch(), None);
+            prop_assert_eq!(bytes, pairs.iter().map(|(_, answer)| answer.len() as u64).sum::<u64>());
         }
         let mut wanted: Vec<(Vec<u32>, Vec<f32>)> =
             examples.iter().map(|example| (example.ids.clone(), example.weights[1..].to_vec())).collect();
