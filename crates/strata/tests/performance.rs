@@ -7,10 +7,10 @@ use serde_json::Value;
 /// A shape small enough for continuous integration, and large enough that products decide.
 const SHAPE: &str = "--width 256 --layers 2 --heads 4 --ffn 704 --vocab 1024 --seq 256 --batch 16 --steps 7";
 
-/// Share of the peak that a training step of this shape reached when the engine was last tuned, with the optimisation
-/// of tests. Instruction sets that are not listed were not measured.
+/// Share of the peak that a training step of this shape reached when the engine was last tuned, with the checks of a test
+/// build, which cost half of the speed (a release build reaches 68 % in bf16). What is not listed was not measured.
 const REACHED: [(&str, &str, f64); 3] =
-    [("avx512", "bf16", 0.60), ("avx512", "f32", 0.60), ("avx2", "f32", 0.60)];
+    [("avx512", "bf16", 0.30), ("avx512", "f32", 0.25), ("avx2", "f32", 0.36)];
 /// What may be missing from it. Below this, something has become slow.
 const DROP: f64 = 0.3;
 /// Times it is measured before it counts as slow: another guest of the host can disturb one run.
