@@ -10,7 +10,7 @@ mod int8;
 
 use crate::projection::{WeightFormat, tiles};
 use crate::tile::{LARGEST, power_of_two_up_to};
-use crate::{BlockMut, Isa};
+use crate::{BlockMut, Isa, prefetch};
 use std::ops::Range;
 
 /// Rows whose inputs stay in the L2 cache while the weight passes by.
@@ -62,18 +62,11 @@ const AHEAD: usize = 8192;
 /// Fetches what a panel has [`AHEAD`] of `right`: two lines, a step of the widest vectors.
 #[inline(always)]
 fn prefetch(rows: usize, right: *const u32) {
-    #[cfg(target_arch = "x86_64")]
     if rows <= 2 {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        let ahead = right.wrapping_byte_add(AHEAD).cast::<i8>();
-        // SAFETY: a prefetch reads nothing that the program could see, wherever it points.
-        unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(ahead);
-            _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64));
-        }
+        let ahead = right.wrapping_byte_add(AHEAD);
+        prefetch::read(ahead);
+        prefetch::read(ahead.wrapping_byte_add(64));
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (rows, right);
 }
 
 /// Steps of depth: words per column.

@@ -1,5 +1,6 @@
 //! Causal self-attention over packed segments.
 
+use super::segments::Segments;
 use crate::tape::{Operation, Tape, Var};
 use crate::{Activation, Heads, RotaryTable};
 use std::ops::Range;
@@ -16,7 +17,7 @@ impl<E: Activation> Tape<'_, E> {
     pub fn attention(&mut self, qkv: Var, heads: Heads, table: &Arc<RotaryTable>, starts: &[u32]) -> Var {
         let rows = self.rows(qkv);
         assert_eq!(self.width(qkv), heads.row(), "attention: the input's width is not the heads'");
-        let segments = segments(starts, rows);
+        let segments = Segments::new(starts, rows).0;
         let longest = segments.iter().map(|s| s.len()).max().unwrap_or(0);
         assert!(longest <= table.positions(), "attention: {longest} tokens, {} positions", table.positions());
         let mut output = self.buffers.take::<E>(rows * heads.query_row());
@@ -42,14 +43,8 @@ impl<E: Activation> Tape<'_, E> {
 }
 
 /// `count` column ranges of `width` each, from `start`.
-fn columns(start: usize, count: usize, width: usize) -> Vec<Range<usize>> {
+pub(super) fn columns(start: usize, count: usize, width: usize) -> Vec<Range<usize>> {
     (0..count).map(|i| start + i * width..start + (i + 1) * width).collect()
-}
-
-fn segments(starts: &[u32], rows: usize) -> Vec<Range<usize>> {
-    assert!(rows == 0 || starts.first() == Some(&0), "attention: the first segment must start at 0");
-    let ends = starts.iter().skip(1).map(|&s| s as usize).chain([rows]);
-    starts.iter().zip(ends).map(|(&start, end)| start as usize..end).collect()
 }
 
 struct Attention {

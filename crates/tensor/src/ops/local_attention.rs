@@ -1,5 +1,6 @@
 //! Causal self-attention within a window, with a penalty on distance, or without positions, over packed segments.
 
+use super::attention::columns;
 use super::segments::Segments;
 use crate::tape::{Operation, Tape, Var};
 use crate::{Activation, Heads, RotaryTable};
@@ -49,11 +50,6 @@ impl<E: Activation> Tape<'_, E> {
         let operation = LocalAttention { qkv, heads, table, sight, segments, log_sums };
         self.push(heads.query_row(), output, operation)
     }
-}
-
-/// `count` column ranges of `width` each, from `start`.
-fn columns(start: usize, count: usize, width: usize) -> Vec<Range<usize>> {
-    (0..count).map(|i| start + i * width..start + (i + 1) * width).collect()
 }
 
 struct LocalAttention {
