@@ -1,12 +1,12 @@
 //! Stage one: a base model from raw text.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
-use strata_data::packing::BatchOptions;
+use strata_data::packing::{BatchOptions, BatchesState};
 use strata_data::shards::{self, HELD_OUT_FILE, ShardOptions, TRAIN_FILE};
 use strata_data::{BaseBatches, Batch, Corpus, DataError, Document, Shard, Tokenizer};
 use strata_model::{Decoder, Lineage};
@@ -32,7 +32,7 @@ pub struct BaseRequest {
 
 const STAGE: &str = "base";
 /// Text that the tokenizer is learnt from: more changes few merges.
-const TOKENIZER_BYTES: u64 = 32 << 20;
+pub(crate) const TOKENIZER_BYTES: u64 = 32 << 20;
 /// Text per second of budget that is used: reading and tokenizing more would take more than a tenth of it.
 const BYTES_PER_SECOND: f64 = 0.5e6;
 /// Held-out tokens that are measured during a run.
@@ -58,7 +58,8 @@ pub fn train_base(request: &BaseRequest, place: &mut Workplace<'_>) -> Result<Fi
     let train = Arc::new(Shard::open(&run.data().join(TRAIN_FILE))?);
     let options = |rows, seed, endless| BatchOptions { rows, sequence: recipe.sequence, seed, endless };
     let mut batches = BaseBatches::new(train, options(recipe.rows, recipe.seed, true))?;
-    let held_out = held_out_batches(&run, options(recipe.rows, 0, false))?;
+    let held_out =
+        held_out_batches(&run.data().join(HELD_OUT_FILE), options(recipe.rows, 0, false), MEASURED_TOKENS)?;
     let bytes = held_out.iter().map(|batch| batch.bytes).sum();
 
     let mut learner = place.machine.training(Decoder::new(&decided.model, recipe.seed)?, recipe);
@@ -163,7 +164,7 @@ fn prepare(
 }
 
 /// Documents of about `wanted` of the corpus's `bytes`, spread evenly.
-fn sample(
+pub(crate) fn sample(
     corpus: &Corpus,
     bytes: u64,
     wanted: u64,
@@ -172,25 +173,35 @@ fn sample(
     corpus.documents().step_by(every)
 }
 
-fn texts(
+pub(crate) fn texts(
     documents: impl Iterator<Item = Result<Document, DataError>>,
 ) -> impl Iterator<Item = Result<String, DataError>> {
     documents.map(|document| document.map(|document| document.text))
 }
 
-/// The batches that are measured; none when the corpus is too small to hold any out.
-fn held_out_batches(run: &Run, options: BatchOptions) -> Result<Vec<Batch>, TrainError> {
-    let shard = Arc::new(Shard::open(&run.data().join(HELD_OUT_FILE))?);
-    if shard.documents() == 0 {
+/// The batches of the shard at `path` that are measured: all of it, or about `tokens` of it spread evenly over its
+/// documents, so that every kind of text counts; none when the corpus is too small to hold any out.
+pub(crate) fn held_out_batches(
+    path: &Path,
+    options: BatchOptions,
+    tokens: usize,
+) -> Result<Vec<Batch>, TrainError> {
+    let shard = Arc::new(Shard::open(path)?);
+    let documents = shard.documents();
+    if documents == 0 {
         return Ok(Vec::new());
     }
     let mut batches = BaseBatches::new(shard, options)?;
+    let per_batch = options.rows * options.sequence;
+    let most = tokens.div_ceil(per_batch).max(1) as u64;
+    if batches.positions_per_epoch() <= most * per_batch as u64 {
+        return Ok(std::iter::from_fn(|| batches.next_batch().transpose()).collect::<Result<_, _>>()?);
+    }
+    let start = batches.position();
     let mut held_out = Vec::new();
-    let most = MEASURED_TOKENS.div_ceil(options.rows * options.sequence).max(1);
-    while held_out.len() < most
-        && let Some(batch) = batches.next_batch()?
-    {
-        held_out.push(batch);
+    for part in 0..most {
+        batches.seek(&BatchesState { item: part * documents / most, ..start })?;
+        held_out.extend(batches.next_batch()?);
     }
     Ok(held_out)
 }

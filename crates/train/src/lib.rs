@@ -19,6 +19,7 @@ pub mod run;
 pub mod schedule;
 pub mod stop;
 pub mod trainer;
+pub mod trials;
 
 pub use base::{BaseRequest, train_base};
 pub use checkpoint::{Checkpoint, Moments, RunState};
@@ -36,3 +37,4 @@ pub use schedule::{Decay, Schedule};
 pub use stop::Stop;
 pub use strata_data::Batch;
 pub use trainer::{Outcome, RunFiles, Trainer};
+pub use trials::{Study, Trial, TrialRequest, TrialResult};
