@@ -4,6 +4,7 @@ mod commands;
 mod evaluate;
 mod failure;
 mod machine;
+mod plots;
 mod show;
 
 use clap::{Parser, Subcommand};
