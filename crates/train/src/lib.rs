@@ -16,6 +16,7 @@ pub mod metrics;
 pub mod plan;
 pub mod progress;
 pub mod run;
+pub mod scaling;
 pub mod schedule;
 pub mod stop;
 pub mod trainer;

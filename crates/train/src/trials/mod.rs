@@ -9,4 +9,6 @@ mod result;
 mod study;
 
 pub use result::{Point, TrialResult};
+pub(crate) use result::{read_whole, write_whole};
+pub(crate) use study::hexadecimal;
 pub use study::{Study, Trial, TrialRequest};
