@@ -283,10 +283,6 @@ impl Report {
 
     fn text(&self) -> String {
         let ScalingLaw { mixer, law, intervals, .. } = &self.law;
-        let number = |value: f64| match value {
-            value if (0.01..1e4).contains(&value) => format!("{value:.3}"),
-            value => format!("{value:.2e}"),
-        };
         let mut lines = vec![
             format!(
                 "{mixer}: loss = {} + {} / N^{} + {} / D^{} nats per token ({} runs)",
@@ -364,12 +360,12 @@ impl Report {
         );
         let fit = law.law;
         chart.subtitle = format!(
-            "loss = {:.2} + {:.3e} / N^{:.2} + {:.3e} / D^{:.2}, fitted to {} runs",
-            fit.e,
-            fit.a,
-            fit.alpha,
-            fit.b,
-            fit.beta,
+            "loss = {} + {} / N^{} + {} / D^{}; N parameters, D tokens, {} runs",
+            number(fit.e),
+            number(fit.a),
+            number(fit.alpha),
+            number(fit.b),
+            number(fit.beta),
             self.runs.len()
         );
         let mut sizes: Vec<u64> = self.runs.iter().map(|(run, _)| run.parameters).collect();
@@ -396,7 +392,7 @@ impl Report {
         if let Some(test) = &law.test {
             let (x, (low, high)) = (test.run.flops, test.interval);
             chart.series.push(
-                Series::new("predicted unseen", vec![(x, test.predicted)])
+                Series::new("predicted, unseen", vec![(x, test.predicted)])
                     .marker(3)
                     .hollow()
                     .intervals(vec![(x, low, high)])
@@ -404,6 +400,15 @@ impl Report {
             );
         }
         chart.save(stem)
+    }
+}
+
+/// A number of a law, in as many digits as mean something.
+fn number(value: f64) -> String {
+    match value {
+        value if value < 1e-3 => "0".to_string(),
+        value if value < 1e4 => format!("{value:.3}"),
+        value => format!("{value:.2e}"),
     }
 }
 
