@@ -1,5 +1,6 @@
 //! `strata scale`: a ladder of runs, the law that they follow, and a figure.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -76,11 +77,13 @@ pub fn run(arguments: ScaleArguments, place: &Place) -> Result<()> {
     if overrides.width.is_some() && !arguments.params.is_empty() {
         return Err(BadInput("the recipe sets a width and --params sets sizes; leave one out".into()).into());
     }
-    let mixers = match (&overrides.mixer, arguments.mixers.is_empty()) {
+    let mut mixers = match (&overrides.mixer, arguments.mixers.is_empty()) {
         (Some(mixer), true) => vec![mixer.clone()],
         (None, true) => vec!["attention".to_string()],
         _ => arguments.mixers.clone(),
     };
+    let mut seen = BTreeSet::new();
+    mixers.retain(|mixer| seen.insert(mixer.clone()));
     let stop = stop_on_interrupt()?;
     let mut show = Show::new(peak_flops(&place.machine, 0.1));
     let mut workplace = Workplace {
@@ -211,7 +214,7 @@ fn compute_of_minutes(
         Ok(text) => serde_json::from_str(&text).with_context(|| format!("reading {}", path.display()))?,
         Err(_) => json!({}),
     };
-    if let Some(flops) = known[&key].as_f64() {
+    if let Some(flops) = known[&key].as_f64().filter(|_| !arguments.restart) {
         return Ok(flops);
     }
     let rate = SMALL_RATE * place.machine.training_rate(&mixing)?;
