@@ -38,7 +38,7 @@ pub struct ScaleArguments {
     #[arg(long, value_parser = minutes)]
     minutes: Option<f64>,
     /// Floating-point operations of the largest run, for example 2e13, in place of minutes; the ladder below it takes
-    /// about as many again
+    /// a little more
     #[arg(long, value_name = "N", value_parser = operations, conflicts_with = "minutes")]
     compute: Option<f64>,
     /// Sizes of a ladder of your own, for example 300k 600k 1.2M; each is trained on each of --tokens
@@ -65,7 +65,7 @@ pub struct ScaleArguments {
 /// Minutes when nothing says how long.
 const DEFAULT_MINUTES: f64 = 30.0;
 /// All runs of a ladder together take about this many times the largest.
-const LADDER: f64 = 2.2;
+const LADDER: f64 = 2.3;
 /// What small models reach of the rate that is measured on one of middle size.
 const SMALL_RATE: f64 = 0.5;
 /// Points of a curve in the figure.

@@ -293,7 +293,7 @@ fn dashes(points: &[Point]) -> Vec<Vec<Point>> {
         let (mut from, to) = (pair[0], pair[1]);
         loop {
             let length = (to.0 - from.0).hypot(to.1 - from.1);
-            if length < left {
+            if length <= left {
                 left -= length;
                 if part == 0 {
                     dash.push(to);

@@ -30,16 +30,17 @@ const TOKENS_PER_PARAMETER: f64 = 20.0;
 const PASSES: f64 = 0.7;
 /// Tokens that make a run more than its warm-up: some 300 steps of 512, the fewest of the recipe.
 const LEAST_TOKENS: f64 = 150_000.0;
-/// Widths below and above that of the largest run, and halvings of the budget of each.
+/// Widths below and above that of the largest run.
 const SMALLER: usize = 3;
 const LARGER: usize = 1;
-const HALVINGS: usize = 3;
+/// Budgets of tokens of a width, each a factor of √2 below the one before: five numbers want more than a few points.
+const BUDGETS: i32 = 6;
 
 impl Ladder {
-    /// A ladder whose largest run takes `flops` operations; all others together take about as much again.
+    /// A ladder whose largest run takes `flops` operations; all others together take a little more.
     ///
     /// The largest has the size that is best used by `flops`, and never sees a text twice. The others have
-    /// widths around it, and as many tokens as an eighth of `flops` buys, a half, a quarter and an eighth of these.
+    /// widths around it, and as many tokens as an eighth of `flops` buys, and fewer, down to a sixth of these.
     ///
     /// # Errors
     /// A setting that cannot be met, or so little compute that no ladder fits under it.
@@ -74,8 +75,8 @@ impl Ladder {
         for (width, _, per_token) in
             &shapes[largest.saturating_sub(SMALLER)..shapes.len().min(largest + LARGER + 1)]
         {
-            for halving in 0..=HALVINGS {
-                let tokens = share / per_token / f64::from(1 << halving);
+            for budget in 0..BUDGETS {
+                let tokens = share / per_token / 2f64.powf(f64::from(budget) / 2.0);
                 if tokens >= LEAST_TOKENS {
                     trials.push(plan(*width, tokens)?);
                 }
