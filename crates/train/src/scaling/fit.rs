@@ -156,16 +156,16 @@ fn solve(mut matrix: [[f64; 5]; 5], mut right: Vector) -> Option<Vector> {
     for column in 0..5 {
         let pivot =
             (column..5).max_by(|a, b| matrix[*a][column].abs().total_cmp(&matrix[*b][column].abs()))?;
-        if !(matrix[pivot][column].abs() > 1e-300) {
+        let size = matrix[pivot][column].abs();
+        if size.is_nan() || size <= 1e-300 {
             return None;
         }
         matrix.swap(column, pivot);
         right.swap(column, pivot);
+        let of_pivot = matrix[column];
         for row in column + 1..5 {
-            let factor = matrix[row][column] / matrix[column][column];
-            for k in column..5 {
-                matrix[row][k] -= factor * matrix[column][k];
-            }
+            let factor = matrix[row][column] / of_pivot[column];
+            matrix[row].iter_mut().zip(of_pivot).for_each(|(value, pivot)| *value -= factor * pivot);
             right[row] -= factor * right[column];
         }
     }
