@@ -137,14 +137,20 @@ pub fn log_probabilities(logits: &[f32]) -> Vec<f32> {
     logits.iter().map(|logit| (f64::from(*logit) - shift) as f32).collect()
 }
 
+/// The first of the largest; a NaN is never larger. Sixteen maxima at a time, which the compiler keeps in registers: token
+/// by token this takes a small model a tenth of its time.
 fn likeliest(logits: &[f32]) -> u32 {
-    let mut best = (0, f32::NEG_INFINITY);
-    for (token, logit) in (0u32..).zip(logits) {
-        if *logit > best.1 {
-            best = (token, *logit);
-        }
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let mut largest = [f32::NEG_INFINITY; 16];
+    let (blocks, rest) = logits.as_chunks::<16>();
+    for block in blocks {
+        largest.iter_mut().zip(block).for_each(|(largest, logit)| *largest = larger(*largest, *logit));
     }
-    best.0
+    let largest = largest.iter().chain(rest).copied().fold(f32::NEG_INFINITY, larger);
+    if largest == f32::NEG_INFINITY {
+        return 0;
+    }
+    logits.iter().position(|logit| *logit == largest).map_or(0, |token| token as u32)
 }
 
 #[cfg(test)]
@@ -160,6 +166,13 @@ mod tests {
     fn greedy_takes_the_first_of_the_largest() {
         assert_eq!(sampler(0.0, 0, 0.0).choose(&mut [1.0, 5.0, f32::NAN, 5.0]), 1);
         assert_eq!(sampler(1.0, 1, 0.0).choose(&mut [1.0, 5.0, 2.0]), 1);
+        for (length, at) in [(1, 0), (16, 15), (17, 16), (100, 3), (100, 99)] {
+            let mut logits = vec![-7.0; length];
+            logits[at..].fill(-3.0);
+            logits[at / 2] = if at > 1 { f32::NAN } else { -3.0 };
+            assert_eq!(sampler(0.0, 0, 0.0).choose(&mut logits), if at > 1 { at as u32 } else { 0 });
+        }
+        assert_eq!(sampler(0.0, 0, 0.0).choose(&mut [f32::NEG_INFINITY, f32::NAN]), 0);
     }
 
     #[test]

@@ -2,11 +2,11 @@
 //! token's result do not depend on the tokens that come with it.
 
 use crate::buffer::Lines;
-use crate::cache::KeyValueCache;
+use crate::cache::{CacheFormat, KeyValueCache};
 use crate::math::{exp, max, sum_by};
 use crate::projection::tiles;
-use crate::tile::{self, Left, Shape, Tile, with_tile};
-use crate::{BlockMut, Store};
+use crate::tile::{self, Left, Panels, Shape, Tile, prepared, with_tile};
+use crate::{BlockMut, Isa, Store};
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -22,11 +22,26 @@ struct Scratch {
     queries: Lines,
     scores: Lines,
     sums: Lines,
+    /// Queries, then weights, as the tiles read them.
+    left: Lines,
+    /// Values of which one in a word is not seen yet.
+    last: Lines,
+}
+
+impl Scratch {
+    const fn new() -> Scratch {
+        Scratch {
+            queries: Lines::new(),
+            scores: Lines::new(),
+            sums: Lines::new(),
+            left: Lines::new(),
+            last: Lines::new(),
+        }
+    }
 }
 
 thread_local! {
-    static SCRATCH: RefCell<Scratch> =
-        const { RefCell::new(Scratch { queries: Lines::new(), scores: Lines::new(), sums: Lines::new() }) };
+    static SCRATCH: RefCell<Scratch> = const { RefCell::new(Scratch::new()) };
 }
 
 /// Attention over one key/value head of `cache`. `qkv` holds a row as [`crate::attention::Heads`] describes it per
@@ -54,7 +69,14 @@ pub fn attention_step(
     SCRATCH.with_borrow_mut(|scratch| {
         for start in (0..rows).step_by(ROWS) {
             let rows = start..rows.min(start + ROWS);
-            with_tile!(cache.isa(), block(cache, key_value_head, qkv, first, rows, output, scratch));
+            match cache.format() {
+                CacheFormat::F32 => {
+                    with_tile!(f32 cache.isa(), block(cache, key_value_head, qkv, first, rows, output, scratch));
+                }
+                CacheFormat::Bf16 => {
+                    with_tile!(bf16 cache.isa(), block(cache, key_value_head, qkv, first, rows, output, scratch));
+                }
+            }
         }
     });
 }
@@ -74,17 +96,19 @@ fn block<K: Tile>(
     let seen = |row: usize| first + (rows.start + row) / group + 1;
     let count = rows.len();
 
-    let queries = scratch.queries.at_least(count * d);
+    let Scratch { queries, scores, sums, left, last } = scratch;
+    let queries = queries.at_least(count * d);
     for (query, row) in queries.chunks_exact_mut(d).zip(rows.clone()) {
         let start = row / group * heads.row() + (key_value_head * group + row % group) * d;
         for (to, from) in query.iter_mut().zip(&qkv[start..start + d]) {
             *to = from * heads.scale();
         }
     }
+    let queries = prepared::<K>(isa, d, queries, left);
 
     let panels = seen(count - 1).div_ceil(K::COLUMNS);
     let width = panels * K::COLUMNS;
-    let scores = scratch.scores.at_least(count * width);
+    let scores = scores.at_least(count * width);
     let tile_rows = tiles(K::ROWS, count).next().map_or(1, |tile| tile.len());
     let mut place = BlockMut::new(scores, width);
     let mut panel = 0;
@@ -92,8 +116,9 @@ fn block<K: Tile>(
         let side = tile::power_of_two_up_to(K::side_by_side(tile_rows), panels - panel);
         let keys = cache.keys(key_value_head, panel);
         for tile in tiles(K::ROWS, count) {
-            let left = Left { data: &queries[tile.start * d..], row_stride: d, depth_stride: 1 };
-            let shape = Shape { rows: tile.len(), panels: side, depth: d };
+            let row_stride = K::row_words(d);
+            let left = Left { data: &queries[tile.start * row_stride..], row_stride, depth_stride: K::WORDS };
+            let shape = Shape { rows: tile.len(), panels: side, depth: d.div_ceil(K::ELEMENTS) };
             let corner = (tile.start, panel * K::COLUMNS);
             tile::multiply::<K>(isa, shape, left, keys, &mut place, corner, Store::Overwrite);
         }
@@ -102,47 +127,85 @@ fn block<K: Tile>(
 
     let mut inverses = [0.0; ROWS];
     for (row, inverse) in inverses[..count].iter_mut().enumerate() {
-        *inverse = 1.0 / exponentials(isa, &mut scores[row * width..][..seen(row)]);
+        let scores = &mut scores[row * width..][..width];
+        *inverse = 1.0 / exponentials(isa, &mut scores[..seen(row)]);
+        // The other half of the last word.
+        scores[seen(row)..].iter_mut().take(K::ELEMENTS - 1).for_each(|hidden| *hidden = 0.0);
     }
+    let weights = prepared::<K>(isa, width, scores, left);
+    let padded = cache.padded_dimension();
+    let mut sums = Sums::<K> {
+        isa,
+        weights,
+        row_stride: K::row_words(width),
+        panels: padded / K::COLUMNS,
+        place: BlockMut::new(sums.at_least(count * padded), padded),
+        tile: std::marker::PhantomData,
+    };
 
     // A tile goes as far as its first row sees, and the rows after it on their own: nothing hidden is multiplied,
     // not even by zero.
-    let padded = cache.padded_dimension();
-    let sums = scratch.sums.at_least(count * padded);
-    let mut place = BlockMut::new(sums, padded);
-    let mut add = |rows: Range<usize>, positions: Range<usize>| {
-        let store = if positions.start == 0 { Store::Overwrite } else { Store::Accumulate };
-        let data = &scores[rows.start * width + positions.start..];
-        let left = Left { data, row_stride: width, depth_stride: 1 };
-        let mut panel = 0;
-        while panel < padded / K::COLUMNS {
-            let side = tile::power_of_two_up_to(K::side_by_side(rows.len()), padded / K::COLUMNS - panel);
-            let values = cache.values(key_value_head, panel, positions.start);
-            let shape = Shape { rows: rows.len(), panels: side, depth: positions.len() };
-            let corner = (rows.start, panel * K::COLUMNS);
-            tile::multiply::<K>(isa, shape, left, values, &mut place, corner, store);
-            panel += side;
-        }
+    let whole = |positions: usize| match positions == cache.len() {
+        // What is left of the last word is zero.
+        true => positions.next_multiple_of(K::ELEMENTS),
+        false => positions / K::ELEMENTS * K::ELEMENTS,
     };
     for start in (0..seen(count - 1)).step_by(BLOCK) {
         for tile in tiles(K::ROWS, count) {
-            let common = seen(tile.start).min(start + BLOCK);
+            let common = whole(seen(tile.start)).min(start + BLOCK);
             if start < common {
-                add(tile.clone(), start..common);
+                sums.add(tile.clone(), start..common, cache.values(key_value_head, start));
             }
             for row in tile {
-                let (from, to) = (common.max(start), seen(row).min(start + BLOCK));
+                let (from, to) = (common.max(start), whole(seen(row)).min(start + BLOCK));
                 if from < to {
-                    add(row..row + 1, from..to);
+                    sums.add(row..row + 1, from..to, cache.values(key_value_head, from));
+                }
+                let end = whole(seen(row));
+                if end < seen(row) && (start..start + BLOCK).contains(&end) {
+                    let last = last.words_at_least(padded);
+                    let values = cache.values(key_value_head, end);
+                    last.iter_mut().zip(values.data).for_each(|(to, word)| *to = word & 0xffff);
+                    sums.add(row..row + 1, end..seen(row), Panels { data: last, ..values });
                 }
             }
         }
     }
-
     for (at, row) in rows.clone().enumerate() {
         let to = &mut output.row_mut(row / group)[row % group * d..][..d];
-        for (to, sum) in to.iter_mut().zip(&sums[at * padded..]) {
-            *to = sum * inverses[at];
+        for (to, sum) in to.iter_mut().zip(sums.place.row_mut(at)) {
+            *to = *sum * inverses[at];
+        }
+    }
+}
+
+/// Sums of weighted values, a row of the block in each.
+struct Sums<'a, K> {
+    isa: Isa,
+    /// The weights as the tiles read them, and words from row to row.
+    weights: &'a [u32],
+    row_stride: usize,
+    /// Panels of a row of sums.
+    panels: usize,
+    place: BlockMut<'a, f32>,
+    tile: std::marker::PhantomData<K>,
+}
+
+impl<K: Tile> Sums<'_, K> {
+    /// Adds the values of `positions` (whole words) to `rows`, or sets the sums where the positions are the first.
+    fn add(&mut self, rows: Range<usize>, positions: Range<usize>, values: Panels<'_>) {
+        let store = if positions.start == 0 { Store::Overwrite } else { Store::Accumulate };
+        let data = &self.weights[rows.start * self.row_stride + positions.start / K::ELEMENTS * K::WORDS..];
+        let left = Left { data, row_stride: self.row_stride, depth_stride: K::WORDS };
+        let mut panel = 0;
+        while panel < self.panels {
+            let side = tile::power_of_two_up_to(K::side_by_side(rows.len()), self.panels - panel);
+            let values = Panels { data: &values.data[panel * K::COLUMNS..], ..values };
+            let depth = positions.len().div_ceil(K::ELEMENTS);
+            let shape = Shape { rows: rows.len(), panels: side, depth };
+            let corner = (rows.start, panel * K::COLUMNS);
+            tile::multiply::<K>(self.isa, shape, left, values, &mut self.place, corner, store);
+            panel += side;
         }
     }
 }
@@ -163,6 +226,7 @@ mod tests {
     use super::*;
     use crate::Isa;
     use crate::attention::Heads;
+    use crate::bf16;
     use crate::grid::split;
     use crate::reference::{Random, assert_close};
 
@@ -185,15 +249,30 @@ mod tests {
         output
     }
 
+    const FORMATS: [CacheFormat; 2] = [CacheFormat::F32, CacheFormat::Bf16];
+
+    fn combinations() -> impl Iterator<Item = (Isa, CacheFormat)> {
+        Isa::available().into_iter().flat_map(|isa| FORMATS.map(|format| (isa, format)))
+    }
+
     #[test]
     fn new_tokens_attend_to_the_cache_as_the_float64_formula_says() {
         let mut random = Random::new(19);
-        for isa in Isa::available() {
-            for (dimension, key_value_heads) in [(6, 2), (40, 1), (32, 4)] {
+        for (isa, format) in combinations() {
+            // Products of pairs round both sides, otherwise only what is kept is rounded.
+            let narrow = format == CacheFormat::Bf16;
+            let both = narrow && isa.has_avx512_bf16();
+            let round = |value: f32, narrow: bool| {
+                f64::from(if narrow { bf16::from_f32(value).to_f32() } else { value })
+            };
+            // Averages of values of magnitude one. Weights have a few f32 roundings, or are rounded to 8 bits: each by up to
+            // 1/512 of itself, and so their average.
+            let tolerance = if both { 1.0 / 256.0 } else { 2e-6 };
+            for (dimension, key_value_heads) in [(6, 2), (7, 4), (40, 1), (32, 4)] {
                 let heads = Heads { heads: 4, key_value_heads, dimension };
-                for (tokens, first) in [(1, 0), (1, 9), (3, 4), (9, 0), (2, 63), (70, 5)] {
+                for (tokens, first) in [(1, 0), (1, 9), (3, 4), (9, 0), (2, 63), (70, 5), (1, 260)] {
                     let qkv: Vec<f32> = random.elements((first + tokens) * heads.row());
-                    let mut cache = KeyValueCache::new(isa, heads);
+                    let mut cache = KeyValueCache::new(isa, heads, format);
                     attend(&mut cache, &qkv[..first * heads.row()]);
                     let output = attend(&mut cache, &qkv[first * heads.row()..]);
                     for t in 0..tokens {
@@ -205,16 +284,18 @@ mod tests {
                             let weight = |j: usize| {
                                 let (q, k) =
                                     (row(first + t, head * dimension), row(j, heads.key_start(shared)));
-                                let sum: f64 = q.iter().zip(k).map(|(a, b)| *a as f64 * *b as f64).sum();
-                                (sum / (dimension as f64).sqrt()).exp()
+                                let products = q.iter().zip(k);
+                                let product =
+                                    |(q, k): (&f32, &f32)| round(q * heads.scale(), both) * round(*k, narrow);
+                                products.map(product).sum::<f64>().exp()
                             };
                             let sum: f64 = (0..=first + t).map(weight).sum();
                             for i in 0..dimension {
-                                let value = |j: usize| row(j, heads.value_start(shared))[i] as f64;
+                                let value = |j: usize| round(row(j, heads.value_start(shared))[i], narrow);
                                 let expected = (0..=first + t).map(|j| weight(j) / sum * value(j)).sum();
                                 let got = output[t * heads.query_row() + head * dimension + i];
-                                // Averages of values of magnitude one; weights with a few f32 roundings.
-                                assert_close(got as f64, expected, 2e-6, 1e-5, "output");
+                                let what = format!("{isa:?} {format:?} {heads:?} {tokens} after {first}");
+                                assert_close(got as f64, expected, tolerance, 1e-5, &what);
                             }
                         }
                     }
@@ -224,26 +305,45 @@ mod tests {
     }
 
     #[test]
+    fn a_token_sees_nothing_of_those_after_it_not_even_what_is_not_a_number() {
+        let heads = Heads { heads: 2, key_value_heads: 1, dimension: 8 };
+        for (isa, format) in combinations() {
+            for broken in 1..6 {
+                let mut qkv = vec![0.5; 6 * heads.row()];
+                qkv[broken * heads.row()..][..heads.row()].fill(f32::NAN);
+                let output = attend(&mut KeyValueCache::new(isa, heads, format), &qkv);
+                for (token, row) in output.chunks_exact(heads.query_row()).enumerate() {
+                    let sees = token >= broken;
+                    assert!(row.iter().all(|y| y.is_nan() == sees), "{isa:?} {format:?}: {token}, {broken}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn a_token_has_the_same_bits_alone_and_in_any_piece_of_a_prompt() {
         let mut random = Random::new(31);
         let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
-        for isa in Isa::available() {
+        for (isa, format) in combinations() {
             for (heads, key_value_heads, dimension) in [(4, 4, 32), (6, 2, 10), (3, 1, 64)] {
                 let heads = Heads { heads, key_value_heads, dimension };
                 let tokens = 150;
                 let qkv: Vec<f32> = random.elements(tokens * heads.row());
-                let mut cache = KeyValueCache::new(isa, heads);
+                let mut cache = KeyValueCache::new(isa, heads, format);
                 let alone: Vec<f32> =
                     qkv.chunks(heads.row()).flat_map(|row| attend(&mut cache, row)).collect();
                 for longest in [2, 7, 33, 150] {
-                    let mut cache = KeyValueCache::new(isa, heads);
+                    let mut cache = KeyValueCache::new(isa, heads, format);
                     let mut pieces = Vec::new();
                     while cache.len() < tokens {
                         let start = cache.len();
                         let end = tokens.min(start + 1 + random.below(longest));
                         pieces.extend(attend(&mut cache, &qkv[start * heads.row()..end * heads.row()]));
                     }
-                    assert!(bits(&pieces) == bits(&alone), "{isa:?}, {heads:?}, pieces of up to {longest}");
+                    assert!(
+                        bits(&pieces) == bits(&alone),
+                        "{isa:?} {format:?}, {heads:?}, pieces of up to {longest}"
+                    );
                 }
             }
         }
@@ -253,18 +353,22 @@ mod tests {
     fn a_shortened_cache_goes_on_as_if_the_rest_had_never_been() {
         let mut random = Random::new(37);
         let heads = Heads { heads: 2, key_value_heads: 1, dimension: 8 };
-        for isa in Isa::available() {
+        for (isa, format) in combinations() {
             let qkv: Vec<f32> = random.elements(80 * heads.row());
             let rows = |range: Range<usize>| &qkv[range.start * heads.row()..range.end * heads.row()];
-            let mut straight = KeyValueCache::new(isa, heads);
+            let mut straight = KeyValueCache::new(isa, heads, format);
             attend(&mut straight, rows(0..33));
-            let mut shortened = KeyValueCache::new(isa, heads);
+            let mut shortened = KeyValueCache::new(isa, heads, format);
             attend(&mut shortened, rows(0..33));
             shortened.push(&[f32::NAN; 8], &[f32::NAN; 8]);
             attend(&mut shortened, rows(40..79));
             shortened.truncate(33);
             assert_eq!(shortened.len(), straight.len());
-            assert_eq!(attend(&mut shortened, rows(33..40)), attend(&mut straight, rows(33..40)));
+            assert_eq!(
+                attend(&mut shortened, rows(33..40)),
+                attend(&mut straight, rows(33..40)),
+                "{isa:?} {format:?}"
+            );
         }
     }
 }

@@ -100,16 +100,23 @@ impl Buffer {
     }
 }
 
-/// Words as the f32 of the same bits.
-pub(crate) fn as_floats(words: &[u32]) -> &[f32] {
-    // SAFETY: both types have four bytes and the same alignment, and every bit pattern is valid for both.
-    unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), words.len()) }
-}
-
 /// Words as the f32 of the same bits, for writing.
 pub(crate) fn as_floats_mut(words: &mut [u32]) -> &mut [f32] {
-    // SAFETY: as above, and the words are borrowed alone.
+    // SAFETY: both types have four bytes and the same alignment, every bit pattern is valid for both, and the words are
+    // borrowed alone.
     unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), words.len()) }
+}
+
+/// f32 as words of the same bits.
+pub(crate) fn as_words(floats: &[f32]) -> &[u32] {
+    // SAFETY: as above.
+    unsafe { std::slice::from_raw_parts(floats.as_ptr().cast(), floats.len()) }
+}
+
+/// f32 as words of the same bits, for writing.
+fn as_words_mut(floats: &mut [f32]) -> &mut [u32] {
+    // SAFETY: as above, and they are borrowed alone.
+    unsafe { std::slice::from_raw_parts_mut(floats.as_mut_ptr().cast(), floats.len()) }
 }
 
 /// One cache line.
@@ -131,12 +138,32 @@ impl Lines {
         self.0.resize(length.div_ceil(16), Line([0.0; 16]));
     }
 
+    /// Makes room for `length` elements.
+    pub(crate) fn reserve(&mut self, length: usize) {
+        self.0.reserve(length.div_ceil(16).saturating_sub(self.0.len()));
+    }
+
     /// The first `length` elements; grows where there are fewer.
     pub(crate) fn at_least(&mut self, length: usize) -> &mut [f32] {
         if self.0.len() * 16 < length {
             self.resize(length);
         }
         &mut self.floats_mut()[..length]
+    }
+
+    /// As [`Lines::at_least`], as words of 32 bits.
+    pub(crate) fn words_at_least(&mut self, length: usize) -> &mut [u32] {
+        as_words_mut(self.at_least(length))
+    }
+
+    /// All of it as words of 32 bits.
+    pub(crate) fn words(&self) -> &[u32] {
+        as_words(self.floats())
+    }
+
+    /// All of it as words of 32 bits, for writing.
+    pub(crate) fn words_mut(&mut self) -> &mut [u32] {
+        as_words_mut(self.floats_mut())
     }
 
     /// A copy of the beginning: `length` elements, or a little more.

@@ -22,13 +22,14 @@ pub mod element;
 pub mod embedding;
 pub mod gated_norm;
 pub mod grid;
+mod int8;
 pub mod isa;
 pub mod local_attention;
 pub mod lstm;
 pub mod math;
 pub mod matmul;
 pub mod matrix;
-mod narrow;
+
 pub mod norm;
 pub mod optimizer;
 pub mod peak;

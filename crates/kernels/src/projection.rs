@@ -1,18 +1,18 @@
 //! Products with a weight that was packed once, for decoding: the bits of a row of the result do not depend on the
 //! rows beside it, on their number, or on how the work was shared out.
 
-use crate::buffer::{Buffer, as_floats, as_floats_mut};
+use crate::buffer::{Buffer, as_floats_mut, as_words};
+use crate::int8;
 use crate::matmul::pack::pack;
-use crate::narrow;
-use crate::tile::{self, Left, Panels, Shape, Tile, with_tile};
+use crate::tile::{self, Left, Panels, Shape, Tile, bfloat16, with_tile};
 use crate::{BlockMut, Isa, Store};
 use std::ops::Range;
 
 /// Rows whose inputs stay in the L2 cache while the weight passes by.
 const BLOCK_ROWS: usize = 96;
-/// Depth of a block for many rows: 16 columns of a panel take 24 KiB of a 32 KiB L1 cache. Few rows take the
-/// whole depth, and so read the weight from front to back.
-const BLOCK_DEPTH: usize = 384;
+/// Bytes of a panel that stay in a 32 KiB L1 cache while many rows pass by. Few rows take the whole depth, and so read
+/// the weight from front to back.
+const BLOCK_BYTES: usize = 24 << 10;
 
 /// What a packed weight is held in. Sums are f32 (within groups of int8: exact integers).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash)]
@@ -103,13 +103,15 @@ impl PackedWeight {
     pub fn read_row(&self, output: usize, row: &mut [f32]) {
         assert!(output < self.outputs && row.len() == self.inputs, "packed weight: row {output}");
         let columns = columns(self.isa);
-        if self.format != WeightFormat::F32 {
-            let start = output / columns * panel_words(self.isa, self.format, self.inputs);
-            return narrow::read(self.format, &self.panels.words()[start..], columns, output % columns, row);
-        }
-        let panel = &self.panels.floats()[output / columns * columns * self.inputs..];
-        for (to, from) in row.iter_mut().zip(panel.chunks_exact(columns)) {
-            *to = from[output % columns];
+        let start = output / columns * panel_words(self.isa, self.format, self.inputs);
+        let (panel, column) = (&self.panels.words()[start..], output % columns);
+        match self.format {
+            WeightFormat::F32 => {
+                let elements = panel.chunks_exact(columns);
+                row.iter_mut().zip(elements).for_each(|(to, from)| *to = f32::from_bits(from[column]));
+            }
+            WeightFormat::Bf16 => bfloat16::read(panel, columns, column, row),
+            WeightFormat::Int8 => int8::read(panel, columns, column, row),
         }
     }
 
@@ -117,7 +119,8 @@ impl PackedWeight {
     pub fn row_words(&self) -> usize {
         match self.format {
             WeightFormat::F32 => self.inputs,
-            format => narrow::row_words(self.isa, format, self.inputs),
+            WeightFormat::Bf16 => bfloat16::row_words(self.isa, self.inputs),
+            WeightFormat::Int8 => int8::row_words(self.inputs),
         }
     }
 
@@ -133,8 +136,9 @@ impl PackedWeight {
             "projection: inputs"
         );
         match self.format {
-            WeightFormat::F32 => as_floats_mut(words).copy_from_slice(x),
-            format => narrow::prepare(self.isa, format, self.inputs, x, words),
+            WeightFormat::F32 => words.copy_from_slice(as_words(x)),
+            WeightFormat::Bf16 => bfloat16::prepare(self.isa, self.inputs, x, words),
+            WeightFormat::Int8 => int8::prepare(self.isa, self.inputs, x, words),
         }
     }
 
@@ -153,17 +157,19 @@ impl PackedWeight {
             "projection: {words} words of inputs, {row} a row, for {}x{outputs} outputs",
             y.rows()
         );
-        match (self.format, x) {
-            (WeightFormat::F32, Rows::Plain(x)) => with_tile!(self.isa, project(self, x, panels, y)),
-            (WeightFormat::F32, Rows::Prepared(x)) => {
-                with_tile!(self.isa, project(self, as_floats(x), panels, y))
-            }
-            (format, Rows::Prepared(x)) => {
+        let x = match x {
+            Rows::Plain(x) if self.format == WeightFormat::F32 => as_words(x),
+            Rows::Plain(_) => panic!("projection: inputs must be prepared for {:?}", self.format),
+            Rows::Prepared(x) => x,
+        };
+        match self.format {
+            WeightFormat::F32 => with_tile!(f32 self.isa, project(self, x, panels, y)),
+            WeightFormat::Bf16 => with_tile!(bf16 self.isa, project(self, x, panels, y)),
+            WeightFormat::Int8 => {
                 let &PackedWeight { isa, inputs, .. } = self;
                 let memory = self.panels.words();
-                narrow::project(&narrow::Product { isa, format, inputs, x, panels: memory }, panels, y);
+                int8::project(&int8::Product { isa, inputs, x, panels: memory }, panels, y);
             }
-            (format, Rows::Plain(_)) => panic!("projection: inputs must be prepared for {format:?}"),
         }
     }
 }
@@ -184,7 +190,15 @@ pub fn fill_panels(isa: Isa, format: WeightFormat, rows: &[f32], inputs: usize, 
             let (count, group) = (rows.len() / inputs, columns(isa));
             pack::<f32>(isa, rows, inputs, 1, count, inputs, group, as_floats_mut(panels));
         }
-        format => narrow::fill(isa, format, rows, inputs, panels),
+        WeightFormat::Bf16 | WeightFormat::Int8 => {
+            let (columns, size) = (columns(isa), panel_words(isa, format, inputs));
+            for (rows, panel) in rows.chunks(columns * inputs).zip(panels.chunks_mut(size)) {
+                match format {
+                    WeightFormat::Int8 => int8::fill(isa, rows, inputs, columns, panel),
+                    _ => bfloat16::fill(isa, rows, inputs, columns, panel),
+                }
+            }
+        }
     }
 }
 
@@ -192,7 +206,8 @@ pub fn fill_panels(isa: Isa, format: WeightFormat, rows: &[f32], inputs: usize, 
 fn panel_words(isa: Isa, format: WeightFormat, inputs: usize) -> usize {
     match format {
         WeightFormat::F32 => columns(isa) * inputs,
-        format => narrow::panel_words(format, inputs, columns(isa)),
+        WeightFormat::Bf16 => columns(isa) * inputs.div_ceil(2),
+        WeightFormat::Int8 => int8::panel_words(inputs, columns(isa)),
     }
 }
 
@@ -201,7 +216,7 @@ pub(crate) fn columns(isa: Isa) -> usize {
     fn of<K: Tile>() -> usize {
         K::COLUMNS
     }
-    with_tile!(isa, of())
+    with_tile!(f32 isa, of())
 }
 
 /// Cuts `rows` into tiles of nearly the same number of rows, `most` of them at most.
@@ -210,25 +225,26 @@ pub(crate) fn tiles(most: usize, rows: usize) -> impl Iterator<Item = Range<usiz
     (0..rows).step_by(height).map(move |row| row..rows.min(row + height))
 }
 
-fn project<K: Tile>(weight: &PackedWeight, x: &[f32], panels: Range<usize>, y: &mut BlockMut<'_, f32>) {
-    let (inputs, rows) = (weight.inputs, y.rows());
-    let panel_size = K::COLUMNS * inputs;
-    let block_depth = if rows <= K::ROWS { inputs } else { BLOCK_DEPTH };
-    for first in (0..rows).step_by(BLOCK_ROWS) {
-        let height = BLOCK_ROWS.min(rows - first);
+fn project<K: Tile>(weight: &PackedWeight, x: &[u32], panels: Range<usize>, y: &mut BlockMut<'_, f32>) {
+    let (rows, steps) = (y.rows(), weight.inputs.div_ceil(K::ELEMENTS));
+    let (row_words, panel_words) = (K::row_words(weight.inputs), K::COLUMNS * steps);
+    let block = if rows <= K::ROWS { steps } else { BLOCK_BYTES / (4 * K::COLUMNS) };
+    for top in (0..rows).step_by(BLOCK_ROWS) {
+        let height = BLOCK_ROWS.min(rows - top);
         let tile_rows = tiles(K::ROWS, height).next().map_or(0, |tile| tile.len());
-        for start in (0..inputs).step_by(block_depth) {
-            let depth = block_depth.min(inputs - start);
+        for start in (0..steps).step_by(block) {
+            let depth = block.min(steps - start);
             let store = if start == 0 { Store::Overwrite } else { Store::Accumulate };
             let mut panel = panels.start;
             while panel < panels.end {
                 let count = tile::power_of_two_up_to(K::side_by_side(tile_rows), panels.end - panel);
-                let data = &weight.panels.floats()[panel * panel_size + start * K::COLUMNS..];
-                let right = Panels { data, stride: panel_size, depth_stride: K::COLUMNS };
+                let data = &weight.panels.words()[panel * panel_words + start * K::COLUMNS..];
+                let right = Panels { data, stride: panel_words, depth_stride: K::COLUMNS };
                 let column = (panel - panels.start) * K::COLUMNS;
                 for tile in tiles(K::ROWS, height) {
-                    let row = first + tile.start;
-                    let left = Left { data: &x[row * inputs + start..], row_stride: inputs, depth_stride: 1 };
+                    let row = top + tile.start;
+                    let data = &x[row * row_words + start * K::WORDS..];
+                    let left = Left { data, row_stride: row_words, depth_stride: K::WORDS };
                     let shape = Shape { rows: tile.len(), panels: count, depth };
                     if column + count * K::COLUMNS <= y.columns() {
                         tile::multiply::<K>(weight.isa, shape, left, right, y, (row, column), store);

@@ -4,7 +4,7 @@
 //! where a prompt was cut, nor on the number of threads. Every operation is either a matter of one row, or a
 //! product whose sums have one order for any number of rows.
 
-use crate::mixers::{AnyMixer, Carried, Kind, Packed, Piece, Start, Step, Weight};
+use crate::mixers::{AnyMixer, CacheFormat, Carried, Kind, Packed, Piece, Start, Step, Weight};
 use crate::{Config, Decoder, ModelError};
 use std::sync::{Arc, Mutex, PoisonError};
 pub use strata_tensor::infer::WeightFormat;
@@ -174,7 +174,10 @@ impl Inference {
         norm: Vec<f32>,
         head: PackedWeight,
     ) -> Inference {
-        let empty = mixers.iter().map(|mixer| mixer.new_state(head.isa())).collect();
+        let empty = {
+            let format = CacheFormat::beside(head.format());
+            mixers.iter().map(|mixer| mixer.new_state(head.isa(), format)).collect()
+        };
         let context = mixers.iter().map(|mixer| mixer.context()).min().unwrap_or(config.max_positions);
         let free = Mutex::default();
         Inference { config, mixers, empty, context, embedding, blocks, norm, head, free }
@@ -265,7 +268,8 @@ impl Inference {
 
     /// Bytes of a sequence's state after `length` tokens, about.
     pub fn state_bytes(&self, length: usize) -> usize {
-        self.mixers.iter().map(|mixer| mixer.state_bytes(length)).sum()
+        let format = CacheFormat::beside(self.head.format());
+        self.mixers.iter().map(|mixer| mixer.state_bytes(length, format)).sum()
     }
 
     /// Reads the new tokens of several sequences at once. Returns logits, rows of `vocab_size`: one row per
@@ -276,12 +280,28 @@ impl Inference {
     /// [`ModelError::Batch`] where a sequence has no new token, a token is outside the vocabulary, the context is
     /// full, or a state is another model's. All states are then untouched.
     pub fn step(&self, cpu: &Cpu, inputs: &mut [Input<'_>], wanted: Wanted) -> Result<Vec<f32>, ModelError> {
+        let mut logits = Vec::new();
+        self.step_into(cpu, inputs, wanted, &mut logits)?;
+        Ok(logits)
+    }
+
+    /// As [`Inference::step`], with memory of an earlier step for the logits: a crowd's are hundreds of kilobytes.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn step_into(
+        &self,
+        cpu: &Cpu,
+        inputs: &mut [Input<'_>],
+        wanted: Wanted,
+        logits: &mut Vec<f32>,
+    ) -> Result<(), ModelError> {
         for input in inputs.iter() {
             self.check(input)?;
         }
         let vocabulary = self.config.vocab_size;
         let results = |input: &Input<'_>| if wanted == Wanted::Last { 1 } else { input.tokens.len() };
-        let mut logits = vec![0.0; inputs.iter().map(results).sum::<usize>() * vocabulary];
+        logits.resize(inputs.iter().map(results).sum::<usize>() * vocabulary, 0.0);
         let rows: usize = inputs.iter().map(|input| input.tokens.len()).sum();
         cpu.wake_for(rows * self.weight_elements());
         let groups = self.groups(cpu, inputs, rows);
@@ -296,10 +316,10 @@ impl Inference {
                 (inputs, rest) = (others, after);
             }
             cpu.for_each_small(work, |(group, logits)| self.with_buffers(&alone, group, wanted, logits));
-            return Ok(logits);
+            return Ok(());
         }
-        self.with_buffers(cpu, inputs, wanted, &mut logits);
-        Ok(logits)
+        self.with_buffers(cpu, inputs, wanted, logits);
+        Ok(())
     }
 
     /// Sizes of groups of sequences, one for each thread, that are best computed apart from each other; one group where
@@ -419,7 +439,7 @@ impl Inference {
             return fail("a sequence without a new token".into());
         }
         let layers = &input.state.layers;
-        let fits = |(own, empty): (&Carried, &Carried)| own.belongs_with(empty, self.head.isa());
+        let fits = |(own, empty): (&Carried, &Carried)| own.belongs_with(empty);
         if layers.len() != self.empty.len() || !layers.iter().zip(&self.empty).all(fits) {
             return fail("a state of another model; begin with this model's `new_state`".into());
         }

@@ -139,7 +139,11 @@ fn cut_states_go_on(pattern: &str) {
     let cpu = Cpu::new(Isa::best(), 1).unwrap();
     for format in FORMATS {
         let decoder = Decoder::new(&mixed(pattern, true), 7).unwrap();
-        cut_and_go_on(&Inference::with_format(decoder, &cpu, format), &cpu);
+        let model = Inference::with_format(decoder, &cpu, format);
+        // Two layers of 50 keys and values of 24 elements, in bf16 where they are in a cache beside narrow weights.
+        let bytes = if pattern == "A" && format != WeightFormat::F32 { 2 } else { 4 };
+        assert_eq!(model.state_bytes(50), 2 * 2 * 50 * 24 * bytes, "{pattern} {format:?}");
+        cut_and_go_on(&model, &cpu);
     }
 }
 
@@ -148,8 +152,7 @@ fn cut_and_go_on(model: &Inference, cpu: &Cpu) {
     let mut state = model.new_state();
     model.step(cpu, &mut [Input { state: &mut state, tokens: &tokens }], Wanted::Last).unwrap();
     let copy = state.clone();
-    // Two layers of 50 keys and values of 24 elements of four bytes, at least.
-    assert!(copy.bytes() >= 2 * 2 * 50 * 24 * 4);
+    assert!(copy.bytes() >= model.state_bytes(50));
     for cut in [40, 33, 32, 1] {
         assert_eq!(state.reach(cut), cut);
         let mut prefix = state.prefix(cut).unwrap();

@@ -2,7 +2,9 @@
 //! learns, decodes what it learnt, and packs.
 
 use std::sync::Arc;
-use strata_model::mixers::{AnyMixer, Carried, Kind, Mixer, Packed, Piece, Start, Step, Weight, Whole};
+use strata_model::mixers::{
+    AnyMixer, CacheFormat, Carried, Kind, Mixer, Packed, Piece, Start, Step, Weight, Whole,
+};
 use strata_model::{Batch, Config, Decoder, Inference, Input, Mixing, Training, Wanted};
 use strata_tensor::recurrent::{self, Carrying, Filter};
 use strata_tensor::{Activation, AdamW, Cpu, Isa, Precision, Tape, Var, infer};
@@ -37,7 +39,7 @@ impl Mixer for Short {
         tape.linear_residual(mixed, output, whole.residual)
     }
 
-    fn new_state(&self, _: Isa) -> Carried {
+    fn new_state(&self, _: Isa, _: CacheFormat) -> Carried {
         Carried::Fixed(vec![0.0; (self.taps - 1) * self.width])
     }
 
@@ -57,7 +59,7 @@ impl Mixer for Short {
         step.buffers.give(mixed);
     }
 
-    fn state_bytes(&self, _: usize) -> usize {
+    fn state_bytes(&self, _: usize, _: CacheFormat) -> usize {
         (self.taps - 1) * self.width * size_of::<f32>()
     }
 

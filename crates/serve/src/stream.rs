@@ -9,7 +9,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use crate::ask::Piece;
+use crate::ask::{Piece, TextPiece};
 use crate::session::Session;
 
 /// How one API writes the parts of its answers.
@@ -73,7 +73,7 @@ impl<F: Format> Sending<F> {
             {
                 tokio::time::sleep_until(sent + PAUSE).await;
             }
-            for (index, piece) in self.session.next().await {
+            for (index, piece) in merged(self.session.next().await) {
                 self.format.piece(index, piece, &mut out);
             }
             if self.session.is_done() {
@@ -83,6 +83,23 @@ impl<F: Format> Sending<F> {
         self.sent = Some(Instant::now());
         Some(out.into())
     }
+}
+
+/// What came at the same time is one piece for each answer: an event for every token costs a small model as much as the
+/// token. Tokens with log-probabilities stay apart.
+fn merged(pieces: Vec<(usize, Piece)>) -> Vec<(usize, Piece)> {
+    let mut out: Vec<(usize, Piece)> = Vec::with_capacity(pieces.len());
+    for (index, piece) in pieces {
+        if let Piece::Text(TextPiece { text, token: None }) = &piece
+            && let Some((_, Piece::Text(before))) = out.iter_mut().rfind(|(of, _)| *of == index)
+            && before.token.is_none()
+        {
+            before.text.push_str(text);
+        } else {
+            out.push((index, piece));
+        }
+    }
+    out
 }
 
 /// A server-sent event.
@@ -115,6 +132,34 @@ pub fn json_line(out: &mut Vec<u8>, data: &impl Serialize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ask::TokenPiece;
+
+    #[test]
+    fn tokens_that_come_together_are_one_piece_of_their_answer() {
+        let text = |text: &str| Piece::Text(TextPiece { text: text.into(), token: None });
+        let end = || Piece::ToolCalls(Vec::new());
+        let token = || {
+            let token = TokenPiece { id: 1, bytes: vec![], log_probability: -1.0, alternatives: vec![] };
+            Piece::Text(TextPiece { text: "x".into(), token: Some(token) })
+        };
+        let pieces = vec![
+            (0, text("a")),
+            (1, text("b")),
+            (0, text("c")),
+            (1, end()),
+            (0, text("d")),
+            (2, token()),
+            (2, token()),
+        ];
+        let merged: Vec<String> = merged(pieces)
+            .into_iter()
+            .map(|(index, piece)| match piece {
+                Piece::Text(piece) => format!("{index}{}", piece.text),
+                _ => format!("{index}!"),
+            })
+            .collect();
+        assert_eq!(merged, ["0acd", "1b", "1!", "2x", "2x"]);
+    }
 
     #[test]
     fn a_line_of_json_has_one_line_end_by_anybodys_rules() {

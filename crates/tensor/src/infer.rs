@@ -5,7 +5,7 @@ use crate::cpu::rows_mut;
 use crate::{Cpu, Heads, RotaryTable};
 use std::ops::Range;
 use strata_kernels::attention_step::attention_step;
-pub use strata_kernels::cache::KeyValueCache;
+pub use strata_kernels::cache::{CacheFormat, KeyValueCache};
 use strata_kernels::projection::Rows;
 pub use strata_kernels::projection::{PackedWeight, WeightFormat};
 use strata_kernels::{grid, norm, projection, swiglu as kernel};

@@ -24,6 +24,8 @@ pub(super) struct Worker {
     queue: Queue,
     running: Vec<Sequence>,
     kept: PrefixCache,
+    /// Memory of every step.
+    logits: Vec<f32>,
 }
 
 /// A sequence that is being read or written.
@@ -63,7 +65,8 @@ impl Worker {
         counters: Arc<Counters>,
     ) -> Worker {
         let (queue, kept) = (Queue::default(), PrefixCache::default());
-        Worker { model, tokenizer, cpu, settings, counters, queue, running: Vec::new(), kept }
+        let (running, logits) = (Vec::new(), Vec::new());
+        Worker { model, tokenizer, cpu, settings, counters, queue, running, kept, logits }
     }
 
     /// Works until nobody can send requests any more and all are done.
@@ -208,24 +211,21 @@ impl Worker {
         }
         self.counters.steps.fetch_add(1, Relaxed);
         self.counters.step_sequences.fetch_add(inputs.len() as u64, Relaxed);
-        let mut logits = match self.model.step(&self.cpu, &mut inputs, Wanted::Last) {
-            Ok(logits) => logits,
-            Err(error) => {
-                // Every prompt was checked before, so this concerns them all.
-                for sequence in &mut self.running {
-                    sequence.ended = true;
-                    sequence.send(Event::Failed(error.to_string()));
-                }
-                return;
+        if let Err(error) = self.model.step_into(&self.cpu, &mut inputs, Wanted::Last, &mut self.logits) {
+            // Every prompt was checked before, so this concerns them all.
+            for sequence in &mut self.running {
+                sequence.ended = true;
+                sequence.send(Event::Failed(error.to_string()));
             }
-        };
+            return;
+        }
         let context = self.model.context();
         let counters = &*self.counters;
         let mut served = served.into_iter().peekable();
         let running = self.running.iter_mut().enumerate();
         let advanced =
             running.filter(|(index, _)| served.next_if_eq(index).is_some()).map(|(_, sequence)| sequence);
-        let items = advanced.zip(logits.chunks_exact_mut(self.model.config().vocab_size));
+        let items = advanced.zip(self.logits.chunks_exact_mut(self.model.config().vocab_size));
         let items: Vec<_> = items.filter(|(sequence, _)| sequence.unseen() == 0).collect();
         let choose = |(sequence, logits): (&mut Sequence, &mut [f32])| {
             if let Err(problem) = write(sequence, logits, context, counters) {

@@ -6,6 +6,7 @@
 
 pub(crate) mod pack;
 
+use crate::buffer::as_words;
 use crate::tile::{self, Left, Panels, Shape, Tile, with_tile};
 use crate::{BlockMut, Element, Isa, MatrixMut, MatrixRef, tiles};
 use pack::{Operand, pack_a, pack_b};
@@ -67,7 +68,7 @@ pub fn matmul<A: Element, B: Element, C: Element>(
             tiles::matmul_bf16(unit, a, b, c.data, c.row_stride, accumulate, scratch)
         });
     }
-    SCRATCH.with_borrow_mut(|scratch| with_tile!(isa, blocked, <A, B, C>(isa, a, b, c, store, scratch)));
+    SCRATCH.with_borrow_mut(|scratch| with_tile!(f32 isa, blocked, <A, B, C>(isa, a, b, c, store, scratch)));
 }
 
 /// As [`matmul`] with a B of bf16 that was packed before.
@@ -154,8 +155,8 @@ fn block<K: Tile, C: Element>(
         for tile_row in (0..height).step_by(K::ROWS) {
             let tile_height = K::ROWS.min(height - tile_row);
             let (a, row_stride, column_stride) = operand.tile(tile_row, depth, K::ROWS);
-            let left = Left { data: a, row_stride, depth_stride: column_stride };
-            let right = Panels { data: panel, stride: 0, depth_stride: K::COLUMNS };
+            let left = Left { data: as_words(a), row_stride, depth_stride: column_stride };
+            let right = Panels { data: as_words(panel), stride: 0, depth_stride: K::COLUMNS };
             let mut sums = BlockMut::new(tile, K::COLUMNS);
             tile::multiply::<K>(isa, shape, left, right, &mut sums, (0, 0), Store::Overwrite);
             for r in 0..tile_height {

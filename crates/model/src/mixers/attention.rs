@@ -1,7 +1,9 @@
 //! Causal self-attention with grouped heads (Vaswani et al. 2017; Ainslie et al. 2023): with rotary positions (Su et al.
 //! 2021), a penalty on distance (ALiBi: Press et al. 2022) or no positions, over everything or a sliding window.
 
-use super::{Carried, Kind, Mixer, Packed, Piece, Positions, Start, Step, UNBOUNDED, Weight, Whole};
+use super::{
+    CacheFormat, Carried, Kind, Mixer, Packed, Piece, Positions, Start, Step, UNBOUNDED, Weight, Whole,
+};
 use crate::Config;
 use std::sync::{Arc, OnceLock};
 use strata_tensor::infer::{self, Cached, KeyValueCache};
@@ -130,9 +132,9 @@ impl Mixer for Attention {
         tape.linear_residual(attended, whole.weights[1], whole.residual)
     }
 
-    fn new_state(&self, isa: Isa) -> Carried {
+    fn new_state(&self, isa: Isa, format: CacheFormat) -> Carried {
         match self.local {
-            None => Carried::Cache { heads: self.heads, cache: KeyValueCache::new(isa, self.heads) },
+            None => Carried::Cache(KeyValueCache::new(isa, self.heads, format)),
             Some(Local { sight: Sight { window: usize::MAX, .. }, .. }) => {
                 Carried::Rows { width: self.shared_row(), values: Vec::new() }
             }
@@ -154,7 +156,7 @@ impl Mixer for Attention {
         let mut rest = &qkv[..];
         for piece in step.pieces.iter_mut() {
             let (own, others) = rest.split_at(piece.new * row);
-            let Carried::Cache { cache, .. } = &mut *piece.carried else { unreachable!("checked before") };
+            let Carried::Cache(cache) = &mut *piece.carried else { unreachable!("checked before") };
             for row in own.chunks_exact(row) {
                 cache.push(&row[heads.key_start(0)..heads.value_start(0)], &row[heads.value_start(0)..]);
             }
@@ -163,7 +165,7 @@ impl Mixer for Attention {
         // Behind the last keys and values, only what is wanted is computed.
         let wanted = step.keep_wanted(&mut qkv, row);
         let cached = step.pieces.iter().map(|piece| {
-            let Carried::Cache { cache, .. } = &*piece.carried else { unreachable!("checked before") };
+            let Carried::Cache(cache) = &*piece.carried else { unreachable!("checked before") };
             Cached { new: if step.last_only { 1 } else { piece.new }, cache }
         });
         let mut attended = step.buffers.take::<f32>(wanted * heads.query_row());
@@ -173,12 +175,13 @@ impl Mixer for Attention {
         step.buffers.give(attended);
     }
 
-    fn state_bytes(&self, length: usize) -> usize {
-        let kept = match self.local {
-            Some(Local { sight, .. }) if sight.window < usize::MAX => sight.window,
-            _ => length,
-        };
-        kept * self.shared_row() * size_of::<f32>()
+    fn state_bytes(&self, length: usize, format: CacheFormat) -> usize {
+        let bytes = |kept: usize| kept * self.shared_row() * size_of::<f32>();
+        match self.local {
+            None => bytes(length) / format.elements(),
+            Some(Local { sight, .. }) if sight.window < usize::MAX => bytes(sight.window),
+            Some(_) => bytes(length),
+        }
     }
 
     fn flops(&self, length: usize) -> f64 {

@@ -1,7 +1,7 @@
 //! The recurrent baseline: one layer of long short-term memory (Hochreiter and Schmidhuber 1997), as wide as the residual
 //! stream, and a projection back.
 
-use super::{Carried, Mixer, Packed, Piece, Start, Step, Weight, Whole};
+use super::{CacheFormat, Carried, Mixer, Packed, Piece, Start, Step, Weight, Whole};
 use crate::Config;
 use strata_tensor::recurrent::{self, Carrying};
 use strata_tensor::{Activation, Cpu, Isa, Tape, Var, infer};
@@ -38,7 +38,7 @@ impl Mixer for Lstm {
         tape.linear_residual(hidden, weights[3], whole.residual)
     }
 
-    fn new_state(&self, _: Isa) -> Carried {
+    fn new_state(&self, _: Isa, _: CacheFormat) -> Carried {
         Carried::Fixed(vec![0.0; 2 * self.width])
     }
 
@@ -58,7 +58,7 @@ impl Mixer for Lstm {
         step.buffers.give(hidden);
     }
 
-    fn state_bytes(&self, _: usize) -> usize {
+    fn state_bytes(&self, _: usize, _: CacheFormat) -> usize {
         2 * self.width * size_of::<f32>()
     }
 

@@ -24,8 +24,9 @@ use crate::Config;
 use std::collections::HashMap;
 use std::fmt::Debug;
 use std::sync::Arc;
+pub use strata_tensor::infer::CacheFormat;
 use strata_tensor::infer::{KeyValueCache, PackedWeight};
-use strata_tensor::{Activation, Buffers, Cpu, Heads, Isa, ParameterId, Tape, Var, bf16};
+use strata_tensor::{Activation, Buffers, Cpu, Isa, ParameterId, Tape, Var, bf16};
 
 /// A sequence mixer of one shape; the weights come from outside, so blocks of the same shape share one.
 pub trait Mixer: Debug + Send + Sync {
@@ -38,15 +39,15 @@ pub trait Mixer: Debug + Send + Sync {
     where
         Self: Sized;
 
-    /// The state before any token.
-    fn new_state(&self, isa: Isa) -> Carried;
+    /// The state before any token; keys and values, where it has some, in `format`.
+    fn new_state(&self, isa: Isa, format: CacheFormat) -> Carried;
 
     /// The step form: what the mixer adds to the residual stream. What a sequence gets does not depend, to the
     /// bit, on the other sequences, on the pieces it is read in or on the number of threads.
     fn step(&self, cpu: &Cpu, weights: &[Packed], step: Step<'_, '_>);
 
     /// Bytes of a sequence's state after `length` tokens.
-    fn state_bytes(&self, length: usize) -> usize;
+    fn state_bytes(&self, length: usize, format: CacheFormat) -> usize;
 
     /// Floating-point operations per token of the forward pass, averaged over a sequence of `length`, beyond two for
     /// every element of the projection matrices.
@@ -163,12 +164,7 @@ pub enum Carried {
     /// Nothing.
     Nothing,
     /// Keys and values of every token: grows with the sequence, and can be cut.
-    Cache {
-        /// Shape of the heads.
-        heads: Heads,
-        /// The keys and values.
-        cache: KeyValueCache,
-    },
+    Cache(KeyValueCache),
     /// So many numbers for every token: grows with the sequence, and can be cut.
     Rows {
         /// Numbers per token.
@@ -185,7 +181,7 @@ impl Carried {
     pub fn bytes(&self) -> usize {
         match self {
             Carried::Nothing => 0,
-            Carried::Cache { cache, .. } => cache.bytes(),
+            Carried::Cache(cache) => cache.bytes(),
             Carried::Fixed(state) | Carried::Rows { values: state, .. } => size_of_val(state.as_slice()),
         }
     }
@@ -198,7 +194,7 @@ impl Carried {
     /// The state after the first `length` tokens, which must be all of them where it cannot be cut.
     pub(crate) fn prefix(&self, length: usize) -> Carried {
         match self {
-            Carried::Cache { heads, cache } => Carried::Cache { heads: *heads, cache: cache.prefix(length) },
+            Carried::Cache(cache) => Carried::Cache(cache.prefix(length)),
             Carried::Rows { width, values } => {
                 Carried::Rows { width: *width, values: values[..length * width].to_vec() }
             }
@@ -207,10 +203,10 @@ impl Carried {
     }
 
     /// Whether this is a state of the mixer that began with `empty`.
-    pub(crate) fn belongs_with(&self, empty: &Carried, isa: Isa) -> bool {
+    pub(crate) fn belongs_with(&self, empty: &Carried) -> bool {
         match (self, empty) {
             (Carried::Nothing, Carried::Nothing) => true,
-            (Carried::Cache { cache, .. }, Carried::Cache { heads, .. }) => cache.fits(isa, *heads),
+            (Carried::Cache(cache), Carried::Cache(empty)) => cache.fits(empty),
             (Carried::Rows { width, .. }, Carried::Rows { width: of_empty, .. }) => width == of_empty,
             (Carried::Fixed(state), Carried::Fixed(empty)) => state.len() == empty.len(),
             _ => false,

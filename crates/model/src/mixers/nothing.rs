@@ -1,6 +1,6 @@
 //! No mixing: every token is on its own, which is the control that shows what mixing is worth.
 
-use super::{Carried, Mixer, Packed, Step, Weight, Whole};
+use super::{CacheFormat, Carried, Mixer, Packed, Step, Weight, Whole};
 use strata_tensor::{Activation, Cpu, Isa, Tape, Var};
 
 /// A mixer that does not mix.
@@ -14,13 +14,13 @@ impl Mixer for Nothing {
     fn forward<E: Activation>(&self, _: &mut Tape<'_, E>, whole: &Whole<'_>) -> Var {
         whole.residual
     }
-    fn new_state(&self, _: Isa) -> Carried {
+    fn new_state(&self, _: Isa, _: CacheFormat) -> Carried {
         Carried::Nothing
     }
     fn step(&self, _: &Cpu, _: &[Packed], step: Step<'_, '_>) {
         step.y.fill(0.0);
     }
-    fn state_bytes(&self, _: usize) -> usize {
+    fn state_bytes(&self, _: usize, _: CacheFormat) -> usize {
         0
     }
     fn flops(&self, _: usize) -> f64 {

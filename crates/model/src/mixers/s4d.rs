@@ -1,7 +1,7 @@
 //! The diagonal state-space mixer S4D (Gu et al. 2022): a linear recurrence with complex states for every element of the
 //! residual stream, SiLU, and a projection back.
 
-use super::{Carried, Kind, Mixer, Packed, Piece, Start, Step, Weight, Whole};
+use super::{CacheFormat, Carried, Kind, Mixer, Packed, Piece, Start, Step, Weight, Whole};
 use crate::Config;
 use strata_tensor::ops::{S4dNumbers, S4dParameters};
 use strata_tensor::recurrent::{self, Carrying};
@@ -58,7 +58,7 @@ impl Mixer for S4d {
         tape.linear_residual(y, out, whole.residual)
     }
 
-    fn new_state(&self, _: Isa) -> Carried {
+    fn new_state(&self, _: Isa, _: CacheFormat) -> Carried {
         Carried::Fixed(vec![0.0; recurrent::s4d_state(self.width, self.states)])
     }
 
@@ -81,7 +81,7 @@ impl Mixer for S4d {
         step.buffers.give(y);
     }
 
-    fn state_bytes(&self, _: usize) -> usize {
+    fn state_bytes(&self, _: usize, _: CacheFormat) -> usize {
         recurrent::s4d_state(self.width, self.states) * size_of::<f32>()
     }
 

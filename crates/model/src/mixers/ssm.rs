@@ -2,7 +2,7 @@
 //! convolution, a scan whose state has a fixed size, a gated norm, a projection back. On disk as `Mamba2Mixer` of
 //! transformers.
 
-use super::{Carried, Kind, Mixer, Packed, Piece, Start, Step, Weight, Whole};
+use super::{CacheFormat, Carried, Kind, Mixer, Packed, Piece, Start, Step, Weight, Whole};
 use crate::Config;
 use serde::{Deserialize, Serialize};
 use strata_tensor::ops::{ScanParameters, ScanShape};
@@ -160,7 +160,7 @@ impl Mixer for Ssm {
         tape.linear_residual(normed, weights[OUT], whole.residual)
     }
 
-    fn new_state(&self, _: Isa) -> Carried {
+    fn new_state(&self, _: Isa, _: CacheFormat) -> Carried {
         let (conv, scan) = self.state();
         Carried::Fixed(vec![0.0; conv + scan])
     }
@@ -201,7 +201,7 @@ impl Mixer for Ssm {
         [projected, convolved, scanned, normed].into_iter().for_each(|buffer| step.buffers.give(buffer));
     }
 
-    fn state_bytes(&self, _: usize) -> usize {
+    fn state_bytes(&self, _: usize, _: CacheFormat) -> usize {
         let (conv, scan) = self.state();
         (conv + scan) * size_of::<f32>()
     }

@@ -167,7 +167,7 @@ impl Target {
             self.ends.iter().map(|token| (token.to_string(), json!(-100))).collect();
         let body = json!({
             "model": self.model, "prompt": prompt, "max_tokens": tokens, "temperature": 0.0, "stream": true,
-            "logit_bias": bias,
+            "stream_options": { "include_usage": true }, "logit_bias": bias,
         });
         let body = body.to_string();
         let (path, host, length) = (&self.path, &self.address, body.len());
@@ -279,21 +279,25 @@ async fn ask_until(
                 bail!("the server closed the connection after: {}", events.beginning());
             }
             let now = Instant::now();
-            let tokens = events.read(&buffer[..count])?;
-            if tokens == 0 {
+            let written = events.written;
+            events.read(&buffer[..count])?;
+            let inside = now >= begin && now < end;
+            if events.ended && inside {
+                // In a steady state as many answers begin before the time as are cut off by its end.
+                let tokens = events.tokens.unwrap_or(events.written);
+                seen.tokens += tokens;
+                // Those that came in the same event as others waited for nothing.
+                seen.between.extend(std::iter::repeat_n(0.0, tokens.saturating_sub(events.arrivals + 1)));
+            }
+            if events.written == written {
                 continue;
             }
-            let inside = now >= begin && now < end;
+            events.arrivals += 1;
             let milliseconds = |since: Instant| (now - since).as_secs_f64() * 1e3;
             match last {
                 None if inside => seen.first.push(milliseconds(sent)),
                 Some(last) if inside => seen.between.push(milliseconds(last)),
                 _ => {}
-            }
-            if inside {
-                seen.tokens += tokens;
-                // Those that came in the same piece waited for nothing.
-                seen.between.extend(std::iter::repeat_n(0.0, tokens - 1));
             }
             last = Some(now);
         }
@@ -303,52 +307,68 @@ async fn ask_until(
     Ok(seen)
 }
 
-/// Reads just enough of an answer to count its tokens: one event each, whichever server it is.
+/// Reads just enough of an answer to count its tokens: what the server says at its end, or else the events with text.
 #[derive(Default)]
 struct Events {
     pending: Vec<u8>,
     ended: bool,
     begun: bool,
+    /// Events with text.
+    written: usize,
+    /// Times at which some came.
+    arrivals: usize,
+    /// Tokens of the answer, as the server says.
+    tokens: Option<usize>,
 }
 
 impl Events {
-    /// Tokens in what came.
-    fn read(&mut self, bytes: &[u8]) -> Result<usize> {
+    fn read(&mut self, bytes: &[u8]) -> Result<()> {
         self.pending.extend_from_slice(bytes);
         if !self.begun {
             // What is left of the answer before.
             while self.pending.starts_with(b"\r\n") {
                 self.pending.drain(..2);
             }
-            let Some(end) = find(&self.pending, b"\r\n\r\n") else { return Ok(0) };
+            let Some(end) = find(&self.pending, b"\r\n\r\n") else { return Ok(()) };
             if !self.pending.starts_with(b"HTTP/1.1 200") {
                 bail!("the server refuses: {}", self.beginning());
             }
             self.pending.drain(..end + 4);
             self.begun = true;
         }
-        let mut tokens = 0;
         let mut done = 0;
         while let Some(length) = find(&self.pending[done..], b"\n") {
             let line = &self.pending[done..done + length];
             done += length + 1;
             if line.starts_with(b"data: {") {
-                tokens += usize::from(
-                    find(line, b"\"finish_reason\":null")
-                        .or(find(line, b"\"finish_reason\": null"))
-                        .is_some(),
-                );
+                let without_end =
+                    find(line, b"\"finish_reason\":null").or(find(line, b"\"finish_reason\": null"));
+                self.written += usize::from(without_end.is_some());
+                self.tokens = completion_tokens(line).or(self.tokens);
             }
             // The last piece of a chunked body has no length.
             self.ended |= line == b"0\r";
         }
         self.pending.drain(..done);
-        Ok(tokens)
+        Ok(())
     }
 
     fn beginning(&self) -> String {
         String::from_utf8_lossy(&self.pending[..self.pending.len().min(600)]).into_owned()
     }
+}
+
+/// The number behind `"completion_tokens":`.
+fn completion_tokens(line: &[u8]) -> Option<usize> {
+    let name: &[u8] = b"\"completion_tokens\":";
+    let rest = &line[find(line, name)? + name.len()..];
+    let digits: String = rest
+        .iter()
+        .map(|byte| char::from(*byte))
+        .skip_while(|c| *c == ' ')
+        .take_while(char::is_ascii_digit)
+        .collect();
+    digits.parse().ok()
 }
 
 fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {

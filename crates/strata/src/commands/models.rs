@@ -3,10 +3,12 @@
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use serde_json::json;
+use std::sync::Arc;
+use strata_model::mixers::{AnyMixer, CacheFormat};
 use strata_model::{Config, Lineage};
 
 use super::{print_json, print_line};
-use crate::machine::Place;
+use crate::machine::{DEFAULT_WEIGHTS, Place};
 use crate::show::thousands;
 
 /// Arguments of `strata models`.
@@ -102,7 +104,9 @@ fn show(model: &str, json: bool, place: &Place) -> Result<()> {
         config.vocab_size,
         config.context()
     ))?;
-    let state: usize = config.mixers().iter().map(|mixer| mixer.state_bytes(config.max_positions)).sum();
+    let format = CacheFormat::beside(DEFAULT_WEIGHTS.format());
+    let bytes = |mixer: &Arc<dyn AnyMixer>| mixer.state_bytes(config.max_positions, format);
+    let state: usize = config.mixers().iter().map(bytes).sum();
     print_line(&format!(
         "mixer       {}; a sequence of {} tokens holds {} KB",
         config.mixing.name(config.layers),

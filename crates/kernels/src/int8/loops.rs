@@ -24,7 +24,7 @@ pub(super) fn groups(inputs: usize) -> usize {
 }
 
 /// Words of a row of inputs: its int8, then a scale and a start of the sum per group.
-pub(super) fn row_words(inputs: usize) -> usize {
+pub(crate) fn row_words(inputs: usize) -> usize {
     inputs.div_ceil(4) + 2 * groups(inputs)
 }
 
@@ -60,7 +60,7 @@ fn inverse_of(scale: f32) -> f32 {
 
 per_isa! {
     /// Rounds rows of inputs.
-    pub(super) fn prepare(inputs: usize, x: &[f32], words: &mut [u32]) {
+    pub(crate) fn prepare(inputs: usize, x: &[f32], words: &mut [u32]) {
         let (steps, groups) = (inputs.div_ceil(4), groups(inputs));
         for (row, words) in x.chunks_exact(inputs).zip(words.chunks_exact_mut(steps + 2 * groups)) {
             let (bytes, ends) = words.split_at_mut(steps);
@@ -90,7 +90,7 @@ per_isa! {
 per_isa! {
     /// Packs up to `columns` rows of a weight into a panel: per group its words, then its scales. Missing rows have the
     /// scale zero.
-    pub(super) fn fill(rows: &[f32], inputs: usize, columns: usize, panel: &mut [u32]) {
+    pub(crate) fn fill(rows: &[f32], inputs: usize, columns: usize, panel: &mut [u32]) {
         if rows.len() < columns * inputs {
             panel.fill(0);
         }
@@ -111,7 +111,7 @@ per_isa! {
 }
 
 /// Reads a column of a panel.
-pub(super) fn read(panel: &[u32], columns: usize, column: usize, row: &mut [f32]) {
+pub(crate) fn read(panel: &[u32], columns: usize, column: usize, row: &mut [f32]) {
     for (group, words) in row.chunks_mut(GROUP).zip(panel.chunks((GROUP_STEPS + 1) * columns)) {
         let scale = f32::from_bits(words[group.len().div_ceil(4) * columns + column]);
         for (k, to) in group.iter_mut().enumerate() {

@@ -1,34 +1,50 @@
-//! Register tiles: the inner loops of the products in f32, one family per instruction set.
+//! Register tiles: the inner loops of the products, one family per format and instruction set.
 //!
-//! B lies in panels of [`Tile::COLUMNS`] columns that are neighbours in memory. A tile is a few rows times one or
+//! Operands are words of 32 bits. B lies in panels of [`Tile::COLUMNS`] columns that are neighbours in memory; a word
+//! holds an f32 of its column, or two bf16 that are neighbours in depth. A tile is a few rows times one or
 //! more panels side by side. Whatever its shape, an element of C is one chain of multiply-adds
-//! over k in ascending order, which goes on from the old element where a product is accumulated. So its bits
+//! over the depth in ascending order, which goes on from the old element where a product is accumulated. So its bits
 //! depend neither on the shape of the tile nor on where the depth was cut.
 
-use crate::{BlockMut, Isa, Level, Store};
-#[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::*;
+pub(crate) mod bfloat16;
+pub(crate) mod float32;
+
+use crate::buffer::{Lines, as_words};
+use crate::{BlockMut, Isa, Store, prefetch};
 
 /// Most elements of a tile, of all instruction sets.
 pub(crate) const LARGEST: usize = 12 * 32;
 
-/// The left operand: element (r, k) at `data[r · row_stride + k · depth_stride]`.
+/// Bytes between what is read and what is fetched, for few rows, which wait for memory.
+const AHEAD: usize = 8192;
+
+/// Fetches what a panel has [`AHEAD`] of `right`: two lines, a step of the widest vectors.
+#[inline(always)]
+pub(crate) fn fetch(rows: usize, right: *const u32) {
+    if rows <= 2 {
+        let ahead = right.wrapping_byte_add(AHEAD);
+        prefetch::read(ahead);
+        prefetch::read(ahead.wrapping_byte_add(64));
+    }
+}
+
+/// The left operand: the words of row r and step k from `data[r · row_stride + k · depth_stride]` on.
 #[derive(Clone, Copy)]
 pub(crate) struct Left<'a> {
-    pub data: &'a [f32],
+    pub data: &'a [u32],
     pub row_stride: usize,
     pub depth_stride: usize,
 }
 
-/// The right operand: panels that start `stride` elements apart, a step of k `depth_stride` after the one before.
+/// The right operand: panels that start `stride` words apart, a step of k `depth_stride` after the one before.
 #[derive(Clone, Copy)]
 pub(crate) struct Panels<'a> {
-    pub data: &'a [f32],
+    pub data: &'a [u32],
     pub stride: usize,
     pub depth_stride: usize,
 }
 
-/// Rows, panels and depth of a tile.
+/// Rows, panels and steps of depth of a tile.
 #[derive(Clone, Copy)]
 pub(crate) struct Shape {
     pub rows: usize,
@@ -39,10 +55,10 @@ pub(crate) struct Shape {
 /// What the inner loops work on, bounds checked.
 pub(crate) struct Operands {
     depth: usize,
-    a: *const f32,
+    a: *const u32,
     row_stride: usize,
     depth_stride: usize,
-    b: *const f32,
+    b: *const u32,
     panel_stride: usize,
     panel_depth_stride: usize,
     c: *mut f32,
@@ -50,14 +66,28 @@ pub(crate) struct Operands {
     accumulate: bool,
 }
 
-/// The tiles of an instruction set.
+/// The tiles of a format on an instruction set.
 pub(crate) trait Tile {
-    /// Its level.
-    const LEVEL: Level;
     /// Most rows of a tile.
     const ROWS: usize;
     /// Columns of a panel.
     const COLUMNS: usize;
+    /// Elements of a step of depth.
+    const ELEMENTS: usize;
+    /// Words of the left operand in a step of depth.
+    const WORDS: usize;
+
+    /// Whether this process can use them.
+    fn usable(isa: Isa) -> bool;
+
+    /// Writes rows of `row` f32 as words of the left operand, [`Tile::row_words`] apart. What a row becomes does not
+    /// depend on the others.
+    fn prepare(isa: Isa, row: usize, x: &[f32], words: &mut [u32]);
+
+    /// Words of a row of `row` elements.
+    fn row_words(row: usize) -> usize {
+        row.div_ceil(Self::ELEMENTS) * Self::WORDS
+    }
 
     /// Most panels side by side, a power of two: few rows take several, to have enough independent sums for the
     /// latency of the multiply-adds.
@@ -66,14 +96,14 @@ pub(crate) trait Tile {
     /// Computes a tile of `rows` up to [`Tile::ROWS`] and a power of two up to [`Tile::side_by_side`] panels.
     ///
     /// # Safety
-    /// The CPU has the instructions, and all elements of the tile's operands can be read and written.
+    /// [`Tile::usable`], and all elements of the tile's operands can be read and written.
     unsafe fn run(rows: usize, panels: usize, operands: &Operands);
 }
 
 /// Computes the tile of C that starts at (`row`, `column`) of the block.
 ///
 /// # Panics
-/// Where `isa` is below the tile's level or an operand is too short.
+/// Where `isa` lacks the tile's instructions or an operand is too short.
 #[inline(always)]
 pub(crate) fn multiply<K: Tile>(
     isa: Isa,
@@ -85,8 +115,10 @@ pub(crate) fn multiply<K: Tile>(
     store: Store,
 ) {
     let Shape { rows, panels, depth } = shape;
-    assert!(isa.level() >= K::LEVEL && rows > 0 && panels > 0);
-    assert!(depth == 0 || a.data.len() > (rows - 1) * a.row_stride + (depth - 1) * a.depth_stride);
+    assert!(K::usable(isa) && rows > 0 && panels > 0);
+    assert!(
+        depth == 0 || a.data.len() >= (rows - 1) * a.row_stride + (depth - 1) * a.depth_stride + K::WORDS
+    );
     assert!(
         depth == 0 || b.data.len() >= (panels - 1) * b.stride + (depth - 1) * b.depth_stride + K::COLUMNS
     );
@@ -103,8 +135,18 @@ pub(crate) fn multiply<K: Tile>(
         c_stride,
         accumulate: store == Store::Accumulate,
     };
-    // SAFETY: the level proves the instructions; the lengths were checked above, the place in C by the block.
+    // SAFETY: usable as the type asks; the lengths were checked above, the place in C by the block.
     unsafe { K::run(rows, panels, &operands) }
+}
+
+/// Rows of `row` f32 as the left operand: as they lie where they can be, else written to `memory`.
+pub(crate) fn prepared<'a, K: Tile>(isa: Isa, row: usize, x: &'a [f32], memory: &'a mut Lines) -> &'a [u32] {
+    if K::ELEMENTS == 1 {
+        return as_words(x);
+    }
+    let words = memory.words_at_least(x.len() / row * K::row_words(row));
+    K::prepare(isa, row, x, words);
+    words
 }
 
 /// The largest power of two up to both.
@@ -112,11 +154,15 @@ pub(crate) fn power_of_two_up_to(limit: usize, count: usize) -> usize {
     1 << limit.min(count).max(1).ilog2()
 }
 
-/// Defines the tiles of one instruction set: two vectors per panel.
+/// Four neighbours: a register of the baseline instructions, which the compiler finds itself.
+type Four = [f32; 4];
+
+/// Defines the tiles of one format on one instruction set: two vectors per panel.
 macro_rules! tiles {
     (
-        $(#[$meta:meta])* $tile:ident, $function:ident, $level:ident, $(features $features:literal,)?
-        vectors of $lanes:literal: $zero:expr, $load:expr, $store:expr, $broadcast:expr, $multiply_add:expr;
+        $(#[$meta:meta])* $tile:ident, $function:ident, usable $usable:expr, $(features $features:literal,)?
+        $elements:literal elements and $words:literal words a step, prepared by $prepare:path,
+        vectors of $lanes:literal: $zero:expr, $load:expr, $store:expr, $right:expr, $broadcast:expr, $multiply_add:expr;
         $rows:literal rows, side by side ($($most:literal for $few:pat),+);
         $($shape_rows:literal x $shape_panels:literal),+
     ) => {
@@ -125,9 +171,18 @@ macro_rules! tiles {
 
         $(#[$meta])*
         impl Tile for $tile {
-            const LEVEL: Level = Level::$level;
             const ROWS: usize = $rows;
             const COLUMNS: usize = 2 * $lanes;
+            const ELEMENTS: usize = $elements;
+            const WORDS: usize = $words;
+
+            fn usable(isa: Isa) -> bool {
+                $usable(isa)
+            }
+
+            fn prepare(isa: Isa, row: usize, x: &[f32], words: &mut [u32]) {
+                $prepare(isa, row, x, words);
+            }
 
             fn side_by_side(rows: usize) -> usize {
                 match rows {
@@ -166,10 +221,11 @@ macro_rules! tiles {
                 }
                 let (mut a, mut b) = (operands.a, operands.b);
                 for _ in 0..depth {
-                    let mut right = [[$zero; 2]; PANELS];
+                    let mut right = [[$right(b); 2]; PANELS];
                     for panel in 0..PANELS {
                         let b = b.add(panel * panel_stride);
-                        right[panel] = [$load(b), $load(b.add($lanes))];
+                        $crate::tile::fetch(ROWS, b);
+                        right[panel] = [$right(b), $right(b.add($lanes))];
                     }
                     for row in 0..ROWS {
                         let x = $broadcast(a.add(row * row_stride));
@@ -194,55 +250,34 @@ macro_rules! tiles {
     };
 }
 
-/// Four neighbours: a register of the baseline instructions, which the compiler finds itself.
-type Four = [f32; 4];
+use tiles;
 
-tiles! {
-    #[allow(clippy::needless_range_loop, reason = "the indices are those of registers")]
-    Portable, portable, Portable,
-    vectors of 4: [0.0f32; 4],
-        |from: *const f32| from.cast::<Four>().read_unaligned(),
-        |to: *mut f32, four: Four| to.cast::<Four>().write_unaligned(four),
-        |from: *const f32| *from,
-        |x: f32, right: Four, sum: Four| std::array::from_fn::<f32, 4, _>(|i| sum[i] + x * right[i]);
-    4 rows, side by side (4 for 1, 2 for 2, 1 for _);
-    1 x 1, 1 x 2, 1 x 4, 2 x 1, 2 x 2, 3 x 1, 4 x 1
-}
-
-tiles! {
-    #[cfg(target_arch = "x86_64")]
-    #[allow(clippy::needless_range_loop, reason = "the indices are those of registers")]
-    Avx2, avx2, Avx2, features "avx2,fma",
-    vectors of 8: _mm256_setzero_ps(),
-        _mm256_loadu_ps, _mm256_storeu_ps, |from: *const f32| _mm256_broadcast_ss(&*from), _mm256_fmadd_ps;
-    6 rows, side by side (4 for 1, 2 for 2 | 3, 1 for _);
-    1 x 1, 1 x 2, 1 x 4, 2 x 1, 2 x 2, 3 x 1, 3 x 2, 4 x 1, 5 x 1, 6 x 1
-}
-
-tiles! {
-    #[cfg(target_arch = "x86_64")]
-    #[allow(clippy::needless_range_loop, reason = "the indices are those of registers")]
-    Avx512, avx512, Avx512, features "avx512f",
-    vectors of 16: _mm512_setzero_ps(),
-        _mm512_loadu_ps, _mm512_storeu_ps, |from: *const f32| _mm512_set1_ps(*from), _mm512_fmadd_ps;
-    12 rows, side by side (4 for 1 | 2, 2 for 3..=5, 1 for _);
-    1 x 1, 1 x 2, 1 x 4, 2 x 1, 2 x 2, 2 x 4, 3 x 1, 3 x 2, 4 x 1, 4 x 2, 5 x 1, 5 x 2,
-    6 x 1, 7 x 1, 8 x 1, 9 x 1, 10 x 1, 11 x 1, 12 x 1
-}
-
-/// Calls a function generic in its [`Tile`] with the one of an instruction set.
+/// Calls a function generic in its [`Tile`] with the one of a format (a module here) on an instruction set.
 macro_rules! with_tile {
-    ($isa:expr, $function:ident $(, <$($generic:ty),+>)? ($($argument:expr),* $(,)?)) => {
+    (bf16 $isa:expr, $function:ident($($argument:expr),* $(,)?)) => {
         match $isa.level() {
-            $crate::Level::Portable => $function::<$crate::tile::Portable $(, $($generic),+)?>($($argument),*),
             #[cfg(target_arch = "x86_64")]
-            $crate::Level::Avx2 => $function::<$crate::tile::Avx2 $(, $($generic),+)?>($($argument),*),
+            $crate::Level::Avx512 | $crate::Level::Amx if $isa.has_avx512_bf16() => {
+                $function::<$crate::tile::bfloat16::Dot>($($argument),*)
+            }
+            #[cfg(target_arch = "x86_64")]
+            $crate::Level::Avx512 | $crate::Level::Amx => $function::<$crate::tile::bfloat16::Avx512>($($argument),*),
+            #[cfg(target_arch = "x86_64")]
+            $crate::Level::Avx2 => $function::<$crate::tile::bfloat16::Avx2>($($argument),*),
+            _ => $function::<$crate::tile::bfloat16::Portable>($($argument),*),
+        }
+    };
+    (f32 $isa:expr, $function:ident $(, <$($generic:ty),+>)? ($($argument:expr),* $(,)?)) => {
+        match $isa.level() {
+            $crate::Level::Portable => $function::<$crate::tile::float32::Portable $(, $($generic),+)?>($($argument),*),
+            #[cfg(target_arch = "x86_64")]
+            $crate::Level::Avx2 => $function::<$crate::tile::float32::Avx2 $(, $($generic),+)?>($($argument),*),
             #[cfg(target_arch = "x86_64")]
             $crate::Level::Avx512 | $crate::Level::Amx => {
-                $function::<$crate::tile::Avx512 $(, $($generic),+)?>($($argument),*)
+                $function::<$crate::tile::float32::Avx512 $(, $($generic),+)?>($($argument),*)
             }
             #[cfg(not(target_arch = "x86_64"))]
-            _ => $function::<$crate::tile::Portable $(, $($generic),+)?>($($argument),*),
+            _ => $function::<$crate::tile::float32::Portable $(, $($generic),+)?>($($argument),*),
         }
     };
 }
