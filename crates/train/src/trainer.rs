@@ -139,6 +139,8 @@ impl<'a> Trainer<'a> {
         let (first_step, first_tokens) = (self.state.step, self.state.tokens);
         let mut validation = self.validate(progress)?;
         let mut saved_at = self.seconds();
+        // The rate counts from here: what was trained before an interruption took none of this process's time.
+        self.recent.push_back((saved_at, self.state.tokens));
         let mut stepping = 0.0;
         while !self.finished() && !stop.asked() {
             let before = self.fraction();
@@ -295,10 +297,7 @@ impl<'a> Trainer<'a> {
         while self.recent.len() > 2 && seconds - self.recent[0].0 > RATE_WINDOW {
             self.recent.pop_front();
         }
-        let (since, tokens) = match self.recent.len() {
-            0 | 1 => (self.seconds_before, 0),
-            _ => self.recent[0],
-        };
+        let (since, tokens) = self.recent[0];
         let rate = (self.state.tokens - tokens) as f64 / (seconds - since).max(1e-9);
         let fraction = self.fraction();
         StepReport {
