@@ -16,9 +16,11 @@ pub mod metrics;
 pub mod plan;
 pub mod progress;
 pub mod run;
+pub mod scaling;
 pub mod schedule;
 pub mod stop;
 pub mod trainer;
+pub mod trials;
 
 pub use base::{BaseRequest, train_base};
 pub use checkpoint::{Checkpoint, Moments, RunState};
@@ -36,3 +38,4 @@ pub use schedule::{Decay, Schedule};
 pub use stop::Stop;
 pub use strata_data::Batch;
 pub use trainer::{Outcome, RunFiles, Trainer};
+pub use trials::{Study, Trial, TrialRequest, TrialResult};

@@ -37,6 +37,8 @@ pub struct Finished {
     pub folder: Option<PathBuf>,
     /// The numbers.
     pub outcome: Outcome,
+    /// The held-out loss that the mixer's scaling law gave before training; none without a law that applies.
+    pub predicted_loss: Option<f64>,
 }
 
 /// `run.toml`: the request, and everything that was decided before training began.
@@ -44,6 +46,9 @@ pub struct Finished {
 pub struct Decided<R> {
     /// The stage.
     pub stage: String,
+    /// The held-out loss that the mixer's scaling law gives, in nats per token; none without a law that applies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub predicted_loss: Option<f64>,
     /// What the person asked for.
     pub request: R,
     /// Every setting of the run.
@@ -131,6 +136,11 @@ impl Run {
         let temporary = path.with_extension("toml.writing");
         fs::write(&temporary, text).map_err(TrainError::io("write", &temporary))?;
         fs::rename(&temporary, &path).map_err(TrainError::io("rename into place", &path))
+    }
+
+    /// Whether a stage began here and has not finished.
+    pub fn begun(&self) -> bool {
+        self.path().exists()
     }
 
     /// A folder of the run for prepared data.

@@ -55,7 +55,7 @@ impl RunFiles {
 }
 
 /// Held-out measurements per run, spread evenly; the last is at the end.
-const VALIDATIONS: f64 = 10.0;
+pub(crate) const VALIDATIONS: f64 = 10.0;
 /// Fraction of a time budget that measurements before the last may take.
 const VALIDATION_SHARE: f64 = 0.04;
 /// Seconds over which the shown rate is averaged.
