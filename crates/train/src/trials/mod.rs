@@ -9,4 +9,5 @@ mod result;
 mod study;
 
 pub use result::{Point, TrialResult};
+pub(crate) use result::{read_whole, write_whole};
 pub use study::{Study, Trial, TrialRequest};
