@@ -295,7 +295,9 @@ mod tests {
 
     #[test]
     fn impossible_tasks_are_refused() {
-        for (task, items, rows) in [(RecallTask::Copy, 65, 1), (RecallTask::Needle, 0, 1), (RecallTask::Copy, 3, 0)] {
+        for (task, items, rows) in
+            [(RecallTask::Copy, 65, 1), (RecallTask::Needle, 0, 1), (RecallTask::Copy, 3, 0)]
+        {
             assert!(task.batch(items, rows, 0, 0, Part::Training).unwrap_err().to_string().contains("items"));
         }
     }

@@ -117,7 +117,8 @@ fn main_table(rows: &[Row], seeds: usize) -> String {
 
 fn positions_table(summary: &Summary, seeds: usize) -> String {
     let trained = summary.plan.request.sequence;
-    let mut multiples: Vec<usize> = summary.rows.iter().flat_map(|row| &row.by_multiple).map(|(m, _)| *m).collect();
+    let mut multiples: Vec<usize> =
+        summary.rows.iter().flat_map(|row| &row.by_multiple).map(|(m, _)| *m).collect();
     multiples.sort_unstable();
     multiples.dedup();
     let mut head = strings(["bits per byte at positions"]);
@@ -171,7 +172,8 @@ fn recall_table(summary: &Summary, seeds: usize) -> String {
         };
         cells.push((0..depths).map(mean).collect::<Vec<_>>().join(", "));
         let state = |task: RecallTask| {
-            let found = summary.recall.iter().find(|result| result.mixer == row.mixer && result.lesson.task == task);
+            let found =
+                summary.recall.iter().find(|result| result.mixer == row.mixer && result.lesson.task == task);
             found.map_or("–".to_string(), |result| format!("{:.0}", result.state_bytes as f64 / 1024.0))
         };
         cells.push(RecallTask::ALL.map(state).join(", "));
@@ -216,8 +218,9 @@ fn memory_table(summary: &Summary) -> String {
         "MiB of the process after 1,000",
         "after the last",
     ]);
-    let mebibytes =
-        |bytes: Option<u64>| bytes.map_or("–".to_string(), |bytes| format!("{:.1}", bytes as f64 / 1048576.0));
+    let mebibytes = |bytes: Option<u64>| {
+        bytes.map_or("–".to_string(), |bytes| format!("{:.1}", bytes as f64 / 1048576.0))
+    };
     let rows = summary.memory.iter().map(|memory| {
         let name = memory.mixer.name().to_string();
         if memory.streamed == 0 {
@@ -257,11 +260,10 @@ fn charts(summary: &Summary) -> Vec<(&'static str, Chart)> {
         Axis::log("position in the text, tokens"),
         Axis::log("bits per byte"),
     );
-    length.subtitle = format!("trained on sequences of {} tokens; means over seeds", thousands(request.sequence as f64));
+    length.subtitle =
+        format!("trained on sequences of {} tokens; means over seeds", thousands(request.sequence as f64));
     for (kind, row) in summary.rows.iter().enumerate() {
-        let series = |points| {
-            Series::new(&row.mixer, points).line().marker(kind).colour(Colour::Kind(kind))
-        };
+        let series = |points| Series::new(&row.mixer, points).line().marker(kind).colour(Colour::Kind(kind));
         for (at, run) in summary.losses.iter().filter(|run| run.mixer.name() == row.mixer).enumerate() {
             let bits = run.trial.bits_per_byte / run.trial.loss;
             let curve = run.trial.curve.iter().filter(|point| point.flops > 0.0);

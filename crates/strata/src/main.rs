@@ -28,6 +28,8 @@ enum Command {
     Demo(commands::demo::DemoArguments),
     /// Train one stage: base, command or dialogue.
     Train(commands::train::TrainArguments),
+    /// Train a ladder of sizes and find the law that predicts larger runs.
+    Scale(commands::scale::ScaleArguments),
     /// Continue a text, or answer it, with a model.
     Generate(commands::generate::GenerateArguments),
     /// Talk with a model.
@@ -52,6 +54,7 @@ fn main() -> std::process::ExitCode {
     let result = machine.open().and_then(|place| match command {
         Command::Demo(arguments) => commands::demo::run(arguments, &place),
         Command::Train(arguments) => commands::train::run(arguments, &place),
+        Command::Scale(arguments) => commands::scale::run(arguments, &place),
         Command::Generate(arguments) => commands::generate::run(arguments, &place),
         Command::Chat(arguments) => commands::chat::run(arguments, &place),
         Command::Eval(arguments) => commands::eval::run(arguments, &place),

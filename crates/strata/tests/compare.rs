@@ -86,16 +86,22 @@ fn mixers_are_compared_once_and_reported_whenever_asked() {
     let streamed = &all["memory"][1];
     assert_eq!(streamed["streamed"], 100_000);
     assert_eq!(streamed["state_before"], streamed["state_after"]);
-    for file in ["compare.json", "compare.md", "loss.svg", "loss.png", "speed.svg", "length.svg", "length.png"] {
+    for file in
+        ["compare.json", "compare.md", "loss.svg", "loss.png", "speed.svg", "length.svg", "length.png"]
+    {
         assert!(fs::metadata(folder.join(file)).unwrap().len() > 0, "{file}");
     }
     let table = fs::read_to_string(folder.join("compare.md")).unwrap();
     assert!(table.contains("| hybrid:SA+window=8 |") && table.contains("| chance |"), "{table}");
 
     let files = |part: &str| {
-        let mut files: Vec<_> = fs::read_dir(folder.join(part)).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let mut files: Vec<_> =
+            fs::read_dir(folder.join(part)).unwrap().map(|entry| entry.unwrap().path()).collect();
         files.sort();
-        files.into_iter().map(|path| (fs::metadata(&path).unwrap().modified().unwrap(), path)).collect::<Vec<_>>()
+        files
+            .into_iter()
+            .map(|path| (fs::metadata(&path).unwrap().modified().unwrap(), path))
+            .collect::<Vec<_>>()
     };
     let before = (files("results"), files("trials"));
     assert_eq!(before.0.len(), 6 + 6 + 18 + 6 + 3);

@@ -9,10 +9,11 @@ use serde::{Deserialize, Serialize};
 use strata_data::packing::{BatchOptions, BatchesState};
 use strata_data::shards::{self, HELD_OUT_FILE, ShardOptions, TRAIN_FILE};
 use strata_data::{BaseBatches, Batch, Corpus, DataError, Document, Shard, Tokenizer};
-use strata_model::{Decoder, Lineage};
+use strata_model::{Config, Decoder, Lineage};
 
-use crate::plan::{self, Dial, Facts, Overrides, plan_base};
+use crate::plan::{self, Decision, Dial, Facts, Overrides, Recipe, flops_per_token, plan_base};
 use crate::run::{self, Decided, Finished, Run, Workplace};
+use crate::scaling::ScalingLaw;
 use crate::{Event, TrainError, Trainer};
 
 /// What a person asks for.
@@ -73,8 +74,15 @@ pub fn train_base(request: &BaseRequest, place: &mut Workplace<'_>) -> Result<Fi
         place.progress,
     )?;
     let outcome = trainer.run(place.stop, place.progress)?;
+    let predicted_loss = decided.predicted_loss;
     if outcome.stopped {
-        return Ok(Finished { name: request.name.clone(), folder: None, outcome });
+        return Ok(Finished { name: request.name.clone(), folder: None, outcome, predicted_loss });
+    }
+
+    if let (Some(predicted), Some(actual)) = (predicted_loss, outcome.validation) {
+        let error = 100.0 * (predicted / actual.loss - 1.0);
+        let text = format!("predicted loss: {predicted:.3}, actual: {:.3} ({error:+.1} %)", actual.loss);
+        (place.progress)(Event::Note(text));
     }
 
     let lineage = Lineage {
@@ -91,7 +99,7 @@ pub fn train_base(request: &BaseRequest, place: &mut Workplace<'_>) -> Result<Fi
     };
     let folder = run::publish(place.home, &learner, &tokenizer, &lineage, place.progress)?;
     run.close()?;
-    Ok(Finished { name: request.name.clone(), folder: Some(folder), outcome })
+    Ok(Finished { name: request.name.clone(), folder: Some(folder), outcome, predicted_loss })
 }
 
 /// Everything before training: tokenizer, shards and decisions, in the run's folder. `run.toml` comes last, so
@@ -150,17 +158,66 @@ fn prepare(
     let mut model = planned.shape;
     model.bos = tokenizer.bos_id();
     model.eos = tokenizer.eos_ids().to_vec();
-    run::tell(&planned.decisions, place.progress);
+    let mut decisions = planned.decisions;
+    let predicted = predict(&model, &planned.recipe, facts, &tokenizer, place);
+    let predicted_loss = predicted.map(|(loss, why)| {
+        let (what, value) = ("predicted loss".to_string(), format!("{loss:.3}"));
+        decisions.push(Decision { what, value, why });
+        loss
+    });
+    run::tell(&decisions, place.progress);
     let decided = Decided {
         stage: STAGE.to_string(),
+        predicted_loss,
         request: request.clone(),
         recipe: planned.recipe,
         model,
-        decisions: planned.decisions,
+        decisions,
         data: data.into_iter().map(run::data_file).collect(),
     };
     run.decide(&decided)?;
     Ok(decided)
+}
+
+/// The held-out loss that the stored law of the model's mixer gives, and how it comes to that; none where there is no
+/// law for this text, these tokens and this length of rows. A law that cannot be read is no reason not to train.
+fn predict(
+    model: &Config,
+    recipe: &Recipe,
+    facts: Facts,
+    tokenizer: &Tokenizer,
+    place: &mut Workplace<'_>,
+) -> Option<(f64, String)> {
+    let mixer = model.mixing.name(model.layers);
+    let law = match ScalingLaw::load(place.home, &mixer) {
+        Ok(law) => law?,
+        Err(error) => {
+            (place.progress)(Event::Warning(format!("no loss is predicted: {error}")));
+            return None;
+        }
+    };
+    if let Some(other) = law.corpus.differs(&tokenizer.sha256(), recipe.sequence) {
+        (place.progress)(Event::Note(format!(
+            "no loss is predicted: the law of {mixer} (made by \"{}\") is of {other}",
+            law.made_by
+        )));
+        return None;
+    }
+    let per_token = flops_per_token(model, recipe.sequence);
+    let by_time = recipe.budget.seconds.map(|seconds| seconds * facts.flops_per_second / per_token);
+    let by_tokens = recipe.budget.tokens.map(|tokens| tokens as f64);
+    let tokens = by_time.unwrap_or(f64::INFINITY).min(by_tokens.unwrap_or(f64::INFINITY));
+    let (loss, (low, high)) = law.predict(model.parameter_count() as f64, tokens);
+    let beyond = tokens * per_token / law.most_flops();
+    let beyond = if beyond > 1.0 { format!(", {beyond:.1} times its largest run") } else { String::new() };
+    let passes = tokens / facts.corpus_tokens as f64;
+    let repeats = if passes > 1.5 {
+        format!("; it does not know that text repeats {passes:.1} times")
+    } else {
+        String::new()
+    };
+    let why = format!("{low:.3} to {high:.3} by the law of \"{}\"{beyond}{repeats}", law.made_by);
+    loss.is_finite().then_some((loss, why))
 }
 
 /// Documents of about `wanted` of the corpus's `bytes`, spread evenly.

@@ -71,7 +71,8 @@ impl TryFrom<String> for Contestant {
                         "alibi" => Positions::Alibi,
                         "none" => Positions::None,
                         _ => {
-                            let found = format!("positions: expected rotary, alibi or none, found \"{value}\"");
+                            let found =
+                                format!("positions: expected rotary, alibi or none, found \"{value}\"");
                             return Err(wrong(found));
                         }
                     });
@@ -154,7 +155,8 @@ pub fn matched_shapes(
     let mut shapes: Vec<Option<Config>> = vec![None; contestants.len()];
     for (contestant, shape) in contestants.iter().zip(&mut shapes) {
         if contestant.is_bare()? {
-            let layers = (reference.layers..=3 * reference.layers).map(|layers| with(contestant, &reference, Some(layers), None));
+            let layers = (reference.layers..=3 * reference.layers)
+                .map(|layers| with(contestant, &reference, Some(layers), None));
             let bare = nearest(layers, wanted)?;
             wanted = bare.parameter_count();
             *shape = Some(bare);
@@ -162,9 +164,8 @@ pub fn matched_shapes(
     }
     for (contestant, shape) in contestants.iter().zip(&mut shapes) {
         if shape.is_none() {
-            let widths = (1..=8 * reference.width / FFN_STEP).map(|step| {
-                with(contestant, &reference, Some(reference.layers), Some(FFN_STEP * step))
-            });
+            let widths = (1..=8 * reference.width / FFN_STEP)
+                .map(|step| with(contestant, &reference, Some(reference.layers), Some(FFN_STEP * step)));
             *shape = Some(nearest(widths, wanted)?);
         }
     }
@@ -230,7 +231,8 @@ mod tests {
     #[test]
     fn a_pattern_is_never_cut_short() {
         let shapes =
-            matched_shapes(&[contestant("hybrid:SSSA")], Size::Shape { width: 64, layers: 2 }, 128, 130).unwrap();
+            matched_shapes(&[contestant("hybrid:SSSA")], Size::Shape { width: 64, layers: 2 }, 128, 130)
+                .unwrap();
         assert_eq!(shapes[0].layers, 4);
         assert!(shapes[0].heads > 0);
     }

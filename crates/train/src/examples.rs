@@ -107,6 +107,7 @@ pub(crate) fn train_examples(
             run::tell(&decisions, place.progress);
             let decided = Decided {
                 stage: stage.to_string(),
+                predicted_loss: None,
                 request: request.clone(),
                 recipe,
                 model: config.clone(),
@@ -140,7 +141,7 @@ pub(crate) fn train_examples(
     )?;
     let outcome = trainer.run(place.stop, place.progress)?;
     if outcome.stopped {
-        return Ok(Finished { name: request.name.clone(), folder: None, outcome });
+        return Ok(Finished { name: request.name.clone(), folder: None, outcome, predicted_loss: None });
     }
 
     let parent_name = lineage_of_parent.map_or(request.from.clone(), |lineage| lineage.name);
@@ -158,7 +159,7 @@ pub(crate) fn train_examples(
     };
     let folder = run::publish(place.home, &learner, &tokenizer, &lineage, place.progress)?;
     run.close()?;
-    Ok(Finished { name: request.name.clone(), folder: Some(folder), outcome })
+    Ok(Finished { name: request.name.clone(), folder: Some(folder), outcome, predicted_loss: None })
 }
 
 /// Rows are no longer than this unless asked for: examples are short, and attention grows with the square.

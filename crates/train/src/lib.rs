@@ -20,6 +20,7 @@ pub mod positions;
 pub mod progress;
 pub mod recall;
 pub mod run;
+pub mod scaling;
 pub mod schedule;
 pub mod speed;
 pub mod stop;

@@ -81,7 +81,8 @@ pub fn by_position(
         return Err(TrainError::Request(format!("a trained length of {trained} tokens has no quarters")));
     }
     let all = shard.tokens() + shard.documents();
-    let Some(multiple) = MULTIPLES.into_iter().rev().find(|multiple| (multiple * trained) as u64 <= all) else {
+    let Some(multiple) = MULTIPLES.into_iter().rev().find(|multiple| (multiple * trained) as u64 <= all)
+    else {
         return Err(TrainError::Request(format!(
             "the text has {all} tokens, and the model was trained on sequences of {trained}; give a longer text"
         )));
@@ -212,7 +213,9 @@ mod tests {
 
     fn config(mixer: &str, vocabulary: usize) -> Config {
         let contestant = [Contestant::try_from(mixer.to_string()).unwrap()];
-        matched_shapes(&contestant, Size::Shape { width: 32, layers: 1 }, TRAINED, vocabulary).unwrap().remove(0)
+        matched_shapes(&contestant, Size::Shape { width: 32, layers: 1 }, TRAINED, vocabulary)
+            .unwrap()
+            .remove(0)
     }
 
     #[test]
@@ -225,7 +228,8 @@ mod tests {
             let found = by_position(&decoder, &cpu, &shard, TRAINED, 3).unwrap();
             assert_eq!((found.windows, found.parts.len()), (3, 32), "{mixer}");
             assert_eq!(found.parts.last().unwrap().end, 8 * TRAINED);
-            let multiples: Vec<usize> = found.by_multiple().into_iter().map(|(multiple, _)| multiple).collect();
+            let multiples: Vec<usize> =
+                found.by_multiple().into_iter().map(|(multiple, _)| multiple).collect();
             assert_eq!(multiples, [1, 2, 4, 8]);
             let nats: f64 = found.parts.iter().map(|part| part.nats).sum();
             let bytes: u64 = found.parts.iter().map(|part| part.bytes).sum();

@@ -82,12 +82,7 @@ impl RecallLesson {
             weight_decay: 0.01,
             betas: (0.9, 0.95),
             budget: Budget { tokens: Some((0..self.steps).map(tokens).sum()), seconds: None },
-            schedule: Schedule {
-                peak: self.learning_rate,
-                warmup: 0.03,
-                decay: Decay::Cosine,
-                floor: 0.05,
-            },
+            schedule: Schedule { peak: self.learning_rate, warmup: 0.03, decay: Decay::Cosine, floor: 0.05 },
         }
     }
 }
@@ -226,7 +221,8 @@ struct Lessons {
 impl Batches for Lessons {
     fn next_batch(&mut self) -> Result<Batch, TrainError> {
         let items = self.lesson.items_at(self.step);
-        let batch = self.lesson.task.batch(items, self.lesson.rows(items), self.seed, self.step, Part::Training)?;
+        let batch =
+            self.lesson.task.batch(items, self.lesson.rows(items), self.seed, self.step, Part::Training)?;
         self.step += 1;
         Ok(batch)
     }

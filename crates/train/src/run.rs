@@ -37,6 +37,8 @@ pub struct Finished {
     pub folder: Option<PathBuf>,
     /// The numbers.
     pub outcome: Outcome,
+    /// The held-out loss that the mixer's scaling law gave before training; none without a law that applies.
+    pub predicted_loss: Option<f64>,
 }
 
 /// `run.toml`: the request, and everything that was decided before training began.
@@ -44,6 +46,9 @@ pub struct Finished {
 pub struct Decided<R> {
     /// The stage.
     pub stage: String,
+    /// The held-out loss that the mixer's scaling law gives, in nats per token; none without a law that applies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub predicted_loss: Option<f64>,
     /// What the person asked for.
     pub request: R,
     /// Every setting of the run.
@@ -74,7 +79,9 @@ impl Run {
     pub fn take_for_stage(home: &Home, name: &str, restart: bool) -> Result<Run, TrainError> {
         let folder = home.run(name)?;
         if folder.join("trials").exists() {
-            let reason = "this name is that of a comparison or of another study of many models; use another name".into();
+            let reason =
+                "this name is that of a comparison or of another study of many models; use another name"
+                    .into();
             return Err(TrainError::Run { path: folder, reason });
         }
         Run::take(home, name, restart)

@@ -17,13 +17,15 @@ use crate::show::{duration, thousands};
 
 /// Arguments of `strata compare`.
 #[derive(Args)]
-#[command(after_help = "Examples:\n  strata compare --corpus texts/ --name mixers --minutes 10 --threads 1 --parallel 2\n  \
+#[command(
+    after_help = "Examples:\n  strata compare --corpus texts/ --name mixers --minutes 10 --threads 1 --parallel 2\n  \
                         strata compare --name mixers --only speed\n  \
                         strata compare --name mixers --only report\n\n\
                         The first call measures how fast each mixer trains (let the machine do nothing else meanwhile) and \
                         keeps a plan in runs/NAME; from then on everything is counted in tokens. Repeat the call, or \
                         give the name alone, to go on where it was interrupted: what is done is not done again. Results, \
-                        table and plots are compare.json, compare.md and *.svg and *.png in that folder.")]
+                        table and plots are compare.json, compare.md and *.svg and *.png in that folder."
+)]
 pub struct CompareArguments {
     /// Files or folders of text; left out, the comparison of this name goes on
     #[arg(long, num_args = 1.., value_name = "PATH")]
@@ -133,13 +135,8 @@ fn work(
     let mut study = None;
     if wanted(Part::Loss) || !comparison.is_planned() && (needs_plan || arguments.only.is_empty()) {
         let mut progress = |event| told(0, "corpus", event);
-        let mut workplace = Workplace {
-            home: &place.home,
-            machine: &machine,
-            stop,
-            progress: &mut progress,
-            restart: false,
-        };
+        let mut workplace =
+            Workplace { home: &place.home, machine: &machine, stop, progress: &mut progress, restart: false };
         let opened = study.insert(comparison.study(&mut workplace)?);
         comparison.decide(opened, &machine, &peak, &mut |line| eprintln!("{line}"))?;
     }
@@ -168,9 +165,10 @@ fn work(
 }
 
 fn request(arguments: &CompareArguments, place: &Place) -> Result<CompareRequest> {
-    let corpus = arguments.corpus.iter().map(|path| {
-        std::path::absolute(path).with_context(|| format!("the path {}", path.display()))
-    });
+    let corpus = arguments
+        .corpus
+        .iter()
+        .map(|path| std::path::absolute(path).with_context(|| format!("the path {}", path.display())));
     let minutes = arguments.minutes.or(arguments.tokens.is_none().then_some(DEFAULT_MINUTES));
     let request = CompareRequest {
         corpus: corpus.collect::<Result<_>>()?,
@@ -224,7 +222,10 @@ impl Lines {
             Event::Note(text) => eprintln!("{name}: {text}"),
             Event::Validated { step, validation } => {
                 let bits = validation.bits_per_byte.unwrap_or(f64::NAN);
-                eprintln!("{name}: step {step}, held-out loss {:.3}, {bits:.3} bits per byte", validation.loss);
+                eprintln!(
+                    "{name}: step {step}, held-out loss {:.3}, {bits:.3} bits per byte",
+                    validation.loss
+                );
             }
             Event::Saved { .. } => {}
             Event::Step(report) => {

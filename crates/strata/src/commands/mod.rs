@@ -12,6 +12,7 @@ pub mod eval;
 pub mod generate;
 pub mod keys;
 pub mod models;
+pub mod scale;
 pub mod serve;
 pub mod train;
 
@@ -58,6 +59,7 @@ pub fn finished_json(finished: &Finished) -> serde_json::Value {
         "tokens_per_second": outcome.tokens_per_second,
         "flops": outcome.flops,
         "training_loss": outcome.training_loss,
+        "predicted_loss": finished.predicted_loss,
         "loss": outcome.validation.map_or(outcome.training_loss, |validation| validation.loss),
         "bits_per_byte": outcome.validation.and_then(|validation| validation.bits_per_byte),
     })

@@ -209,13 +209,13 @@ pub(super) fn mixer(name: &str) -> Result<String, String> {
 }
 
 /// Absolute paths, so that a run can be continued from anywhere.
-fn absolute(paths: Vec<PathBuf>) -> Result<Vec<PathBuf>> {
+pub(super) fn absolute(paths: Vec<PathBuf>) -> Result<Vec<PathBuf>> {
     let each =
         |path: &PathBuf| std::path::absolute(path).with_context(|| format!("the path {}", path.display()));
     paths.iter().map(each).collect()
 }
 
-fn read_overrides(path: Option<&Path>) -> Result<Overrides> {
+pub(super) fn read_overrides(path: Option<&Path>) -> Result<Overrides> {
     let Some(path) = path else { return Ok(Overrides::default()) };
     let text = std::fs::read_to_string(path)
         .map_err(|error| BadInput(format!("cannot read {}: {error}", path.display())))?;
@@ -223,7 +223,7 @@ fn read_overrides(path: Option<&Path>) -> Result<Overrides> {
 }
 
 fn tell(finished: &Finished, json: bool) -> Result<()> {
-    let Finished { name, folder, outcome } = finished;
+    let Finished { name, folder, outcome, predicted_loss } = finished;
     let Some(folder) = folder else {
         bail!(
             "stopped at step {} after {}; everything is saved: repeat the same command to continue, with --resume to insist on it",
@@ -237,7 +237,9 @@ fn tell(finished: &Finished, json: bool) -> Result<()> {
     let validation = outcome.validation.map_or(String::new(), |validation| {
         let bits =
             validation.bits_per_byte.map_or(String::new(), |bits| format!(", {bits:.3} bits per byte"));
-        format!(", held-out loss {:.3}{bits}", validation.loss)
+        let predicted =
+            predicted_loss.map_or(String::new(), |predicted| format!(" (predicted: {predicted:.3})"));
+        format!(", held-out loss {:.3}{predicted}{bits}", validation.loss)
     });
     print_line(&format!(
         "{name}: {} tokens in {} ({} tokens/s){validation}\n{}",

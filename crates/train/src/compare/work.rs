@@ -127,7 +127,8 @@ pub fn recall(
         told(worker, &title, Event::Phase("learning to recall".into()));
         let mut lesson = RecallLesson::of(task);
         lesson.steps = request.recall_steps.unwrap_or(lesson.steps);
-        let files = RunFiles { folder: comparison.folder().join("lessons").join(&name), checkpoint_seconds: 120.0 };
+        let files =
+            RunFiles { folder: comparison.folder().join("lessons").join(&name), checkpoint_seconds: 120.0 };
         let mut progress = |event| told(worker, &title, event);
         let result = run_recall(&lesson, mixer, seed, machine, Some(&files), stop, &mut progress)?;
         if let Some(result) = result {
@@ -166,7 +167,11 @@ pub fn speed(
             }
             // The same number of tokens at every length, so that only the length differs.
             let shape = (length, (longest / length).max(1));
-            told(0, &format!("{}, {length} tokens", entry.mixer.name()), Event::Phase("measuring speed".into()));
+            told(
+                0,
+                &format!("{}, {length} tokens", entry.mixer.name()),
+                Event::Phase("measuring speed".into()),
+            );
             let speed = training_speed(machine, &entry.model, shape, Timed::Passes, SPEED_PASSES, peak)?;
             comparison.keep(&name, &SpeedRun { mixer: entry.mixer.clone(), speed })?;
         }
@@ -194,11 +199,7 @@ const STREAM_START: usize = 1_000;
 const STREAM_PIECE: usize = 250;
 
 /// Reads a long stream where the state does not grow with its length, and measures the memory.
-fn stream(
-    entry: &Entry,
-    machine: &Machine,
-    memory: &dyn Fn() -> Option<u64>,
-) -> Result<Memory, TrainError> {
+fn stream(entry: &Entry, machine: &Machine, memory: &dyn Fn() -> Option<u64>) -> Result<Memory, TrainError> {
     let trained = entry.model.max_positions;
     let state_bytes =
         |length| entry.model.mixers().iter().map(|mixer| mixer.state_bytes(length)).sum::<usize>();

@@ -10,4 +10,5 @@ mod study;
 
 pub use result::{Point, TrialResult};
 pub(crate) use result::{read_whole, write_whole};
+pub(crate) use study::hexadecimal;
 pub use study::{Study, Trial, TrialRequest};
