@@ -138,7 +138,9 @@ impl RecallTask {
                 for (key, value) in keys.iter().zip(&values) {
                     tokens.extend([(*key, false), (*value, false)]);
                 }
-                for pair in different(SYMBOLS as usize, random).into_iter().filter(|pair| (*pair as usize) < items) {
+                for pair in
+                    different(SYMBOLS as usize, random).into_iter().filter(|pair| (*pair as usize) < items)
+                {
                     tokens.extend([(keys[pair as usize], false), (values[pair as usize], true)]);
                 }
                 // Nothing is asked behind the last value.

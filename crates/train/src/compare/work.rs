@@ -155,7 +155,6 @@ pub fn speed(
 ) -> Result<bool, TrainError> {
     let _taken = comparison.take("speed")?;
     let lengths = &comparison.plan().request.lengths;
-    let longest = lengths.iter().copied().max().unwrap_or(0);
     for entry in &comparison.plan().entries {
         for &length in lengths {
             let name = format!("speed-{}-{length}", entry.mixer.file_name());
@@ -165,8 +164,8 @@ pub fn speed(
             if stop.asked() {
                 return Ok(false);
             }
-            // The same number of tokens at every length, so that only the length differs.
-            let shape = (length, (longest / length).max(1));
+            // About the same number of tokens at every length, so that only the length differs.
+            let shape = (length, (SPEED_TOKENS / length).max(1));
             told(
                 0,
                 &format!("{}, {length} tokens", entry.mixer.name()),
@@ -191,6 +190,8 @@ pub fn speed(
 const WINDOWS: usize = 32;
 /// Passes whose speed is measured, after one that is not.
 const SPEED_PASSES: usize = 3;
+/// Tokens of such a pass, one sequence at least: what its activations take stays within a few hundred megabytes.
+const SPEED_TOKENS: usize = 8192;
 /// Tokens that are streamed where the state does not grow with them.
 pub(super) const STREAMED: usize = 100_000;
 /// Tokens of a stream after which its memory is measured first.
