@@ -89,7 +89,7 @@ fn a_ladder_is_trained_once_and_gives_a_law() {
         );
     }
     let svg = fs::read_to_string(law["figures"][0].as_str().unwrap()).unwrap();
-    assert!(svg.contains("best use of compute") && svg.contains("predicted unseen"));
+    assert!(svg.contains("best use of compute") && svg.contains("predicted, unseen"));
     assert!(fs::read(law["figures"][1].as_str().unwrap()).unwrap().starts_with(b"\x89PNG"));
     let written = fs::read_to_string(Path::new(first["path"].as_str().unwrap()).join("scale.json")).unwrap();
     assert_eq!(serde_json::from_str::<Value>(&written).unwrap(), first);

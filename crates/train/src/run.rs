@@ -153,6 +153,11 @@ impl Run {
         fs::rename(&temporary, &path).map_err(TrainError::io("rename into place", &path))
     }
 
+    /// Whether a stage began here and has not finished.
+    pub fn begun(&self) -> bool {
+        self.path().exists()
+    }
+
     /// A folder of the run for prepared data.
     pub fn data(&self) -> PathBuf {
         self.files.folder.join("data")

@@ -1,5 +1,6 @@
 //! `strata scale`: a ladder of runs, the law that they follow, and a figure.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -76,11 +77,13 @@ pub fn run(arguments: ScaleArguments, place: &Place) -> Result<()> {
     if overrides.width.is_some() && !arguments.params.is_empty() {
         return Err(BadInput("the recipe sets a width and --params sets sizes; leave one out".into()).into());
     }
-    let mixers = match (&overrides.mixer, arguments.mixers.is_empty()) {
+    let mut mixers = match (&overrides.mixer, arguments.mixers.is_empty()) {
         (Some(mixer), true) => vec![mixer.clone()],
         (None, true) => vec!["attention".to_string()],
         _ => arguments.mixers.clone(),
     };
+    let mut seen = BTreeSet::new();
+    mixers.retain(|mixer| seen.insert(mixer.clone()));
     let stop = stop_on_interrupt()?;
     let mut show = Show::new(peak_flops(&place.machine, 0.1));
     let mut workplace = Workplace {
@@ -211,7 +214,7 @@ fn compute_of_minutes(
         Ok(text) => serde_json::from_str(&text).with_context(|| format!("reading {}", path.display()))?,
         Err(_) => json!({}),
     };
-    if let Some(flops) = known[&key].as_f64() {
+    if let Some(flops) = known[&key].as_f64().filter(|_| !arguments.restart) {
         return Ok(flops);
     }
     let rate = SMALL_RATE * place.machine.training_rate(&mixing)?;
@@ -283,10 +286,6 @@ impl Report {
 
     fn text(&self) -> String {
         let ScalingLaw { mixer, law, intervals, .. } = &self.law;
-        let number = |value: f64| match value {
-            value if (0.01..1e4).contains(&value) => format!("{value:.3}"),
-            value => format!("{value:.2e}"),
-        };
         let mut lines = vec![
             format!(
                 "{mixer}: loss = {} + {} / N^{} + {} / D^{} nats per token ({} runs)",
@@ -364,12 +363,12 @@ impl Report {
         );
         let fit = law.law;
         chart.subtitle = format!(
-            "loss = {:.2} + {:.3e} / N^{:.2} + {:.3e} / D^{:.2}, fitted to {} runs",
-            fit.e,
-            fit.a,
-            fit.alpha,
-            fit.b,
-            fit.beta,
+            "loss = {} + {} / N^{} + {} / D^{}; N parameters, D tokens, {} runs",
+            number(fit.e),
+            number(fit.a),
+            number(fit.alpha),
+            number(fit.b),
+            number(fit.beta),
             self.runs.len()
         );
         let mut sizes: Vec<u64> = self.runs.iter().map(|(run, _)| run.parameters).collect();
@@ -396,7 +395,7 @@ impl Report {
         if let Some(test) = &law.test {
             let (x, (low, high)) = (test.run.flops, test.interval);
             chart.series.push(
-                Series::new("predicted unseen", vec![(x, test.predicted)])
+                Series::new("predicted, unseen", vec![(x, test.predicted)])
                     .marker(3)
                     .hollow()
                     .intervals(vec![(x, low, high)])
@@ -404,6 +403,15 @@ impl Report {
             );
         }
         chart.save(stem)
+    }
+}
+
+/// A number of a law, in as many digits as mean something.
+fn number(value: f64) -> String {
+    match value {
+        value if value < 1e-3 => "0".to_string(),
+        value if value < 1e4 => format!("{value:.3}"),
+        value => format!("{value:.2e}"),
     }
 }
 

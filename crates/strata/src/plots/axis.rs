@@ -7,8 +7,6 @@ pub struct Axis {
     pub label: String,
     /// Whether equal distances are equal factors.
     pub logarithmic: bool,
-    /// Lowest and highest value; `None` follows from the data.
-    pub range: Option<(f64, f64)>,
 }
 
 /// A labelled place.
@@ -20,19 +18,14 @@ pub(super) struct Tick {
 
 impl Axis {
     /// Equal distances are equal differences.
+    #[allow(dead_code, reason = "not every set of commands draws such an axis")]
     pub fn linear(label: impl Into<String>) -> Axis {
-        Axis { label: label.into(), logarithmic: false, range: None }
+        Axis { label: label.into(), logarithmic: false }
     }
 
     /// Equal distances are equal factors.
     pub fn log(label: impl Into<String>) -> Axis {
-        Axis { label: label.into(), logarithmic: true, range: None }
-    }
-
-    /// From one value to another, whatever the data.
-    pub fn from_to(mut self, low: f64, high: f64) -> Axis {
-        self.range = Some((low, high));
-        self
+        Axis { label: label.into(), logarithmic: true }
     }
 
     /// Whether the axis can show a value.
@@ -42,9 +35,6 @@ impl Axis {
 
     /// A range for values: all of them and a little room.
     pub(super) fn fit(&self, values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
-        if self.range.is_some() {
-            return self.range;
-        }
         let values = values.filter(|value| self.shows(*value)).map(|value| self.forward(value));
         let (low, high) = values
             .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)));

@@ -233,8 +233,10 @@ impl<B: DrawingBackend> Pen<'_, B> {
     fn marker(&self, series: &Series, (x, y): Point) -> Result<()> {
         let Some(marker) = series.marker else { return Ok(()) };
         let colour = series.colour.rgb();
+        // An outline is larger, so that it can stand around another point.
+        let size = if series.hollow { 8.5 } else { 5.5 };
         let shape = |corners: &[Point]| -> Vec<Point> {
-            corners.iter().map(|(dx, dy)| (x + 5.5 * dx, y + 5.5 * dy)).collect()
+            corners.iter().map(|(dx, dy)| (x + size * dx, y + size * dy)).collect()
         };
         let corners = match marker {
             Marker::Circle => (0..24)
@@ -255,7 +257,6 @@ impl<B: DrawingBackend> Pen<'_, B> {
         outline.push(corners[0]);
         outline.push(corners[1]);
         if series.hollow {
-            self.polygon(&corners, WHITE.into())?;
             return self.line(&outline, colour.into(), 2.0);
         }
         self.polygon(&corners, colour.into())?;

@@ -71,7 +71,9 @@ impl Ladder {
         // A little less, because budgets are rounded up to whole steps.
         let share = 0.97 * FITTED_SHARE * test.flops();
         let mut trials = vec![test];
-        for (width, _, per_token) in &shapes[largest.saturating_sub(SMALLER)..=largest + LARGER] {
+        for (width, _, per_token) in
+            &shapes[largest.saturating_sub(SMALLER)..shapes.len().min(largest + LARGER + 1)]
+        {
             for halving in 0..=HALVINGS {
                 let tokens = share / per_token / f64::from(1 << halving);
                 if tokens >= LEAST_TOKENS {

@@ -137,7 +137,8 @@ fn check(samples: &[Sample]) -> Result<(), TrainError> {
     }
     Err(TrainError::Request(format!(
         "the ladder is too short for a law of five numbers: {} missing (there are {} runs, and {LEAST_RUNS} are needed, \
-         of at least {LEAST_KINDS} sizes and {LEAST_KINDS} budgets of tokens)",
+         of at least {LEAST_KINDS} sizes and {LEAST_KINDS} budgets of tokens); add sizes or budgets, or give the ladder \
+         more compute",
         missing.join(", "),
         samples.len()
     )))

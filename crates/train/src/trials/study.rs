@@ -114,6 +114,12 @@ impl Study {
         place: &mut Workplace<'_>,
     ) -> Result<Study, TrainError> {
         let run = Run::take(place.home, name, place.restart)?;
+        if run.begun() {
+            let reason = format!(
+                "\"{name}\" is an interrupted training run; use another name, or --restart to forget that run"
+            );
+            return Err(TrainError::Run { path: run.files.folder.clone(), reason });
+        }
         let corpus = Corpus::open(corpus)?;
         let bytes = corpus.bytes_on_disk()?;
         let vocab_size = vocab_size.unwrap_or(plan::vocab_size(bytes));
@@ -332,7 +338,8 @@ impl Study {
         };
         write_whole(&self.file(trial, machine.precision, "json"), &result)?;
         fs::remove_dir_all(&files.folder).map_err(TrainError::io("remove", &files.folder))?;
-        Ok(Some(result))
+        // As it is read from now on: the last digit of a number may change on its way through decimals.
+        self.finished(trial, machine.precision)
     }
 
     fn trials(&self) -> PathBuf {
