@@ -2,7 +2,7 @@
 //! 2023).
 
 use crate::math::sigmoid;
-use crate::{BlockMut, Element, Isa, MatrixRef};
+use crate::{BlockMut, Element, Isa, MatrixRef, prefetch};
 use std::ops::Range;
 
 /// The weights of a convolution of some channels.
@@ -29,8 +29,20 @@ impl Filter<'_> {
 
 /// Channels that go through the tokens side by side: a register of AVX-512.
 const LANES: usize = 16;
-/// Tokens that all channels pass before the next ones come: their rows stay in the L1 cache meanwhile.
-const TOKENS: usize = 32;
+/// Tokens that all channels pass before the next ones come: their rows, and those asked for, stay in the L1 cache meanwhile.
+const TOKENS: usize = 16;
+
+/// Asks for rows of a matrix: they lie pages apart, which is nothing that the processor foresees.
+#[inline(always)]
+fn ask_for<E: Element>(x: &MatrixRef<'_, E>, tokens: Range<usize>) {
+    const LINE: usize = 64;
+    for t in tokens {
+        let row = &x.data[t * x.row_stride..][..x.columns];
+        for element in row.iter().step_by(LINE / size_of::<E>()).chain(row.last()) {
+            prefetch::read(element);
+        }
+    }
+}
 
 /// What the sums of a convolution are made of.
 struct Inputs<'a, E> {
@@ -122,7 +134,9 @@ per_isa! {
         let (tokens, channels) = (inputs.tokens(), inputs.channels());
         let whole = channels - channels % LANES;
         for start in (0..tokens).step_by(TOKENS) {
-            let tokens = start..tokens.min(start + TOKENS);
+            let next = start + TOKENS;
+            ask_for(&inputs.x, next.min(tokens)..tokens.min(next + TOKENS));
+            let tokens = start..tokens.min(next);
             for c in (0..whole).step_by(LANES) {
                 forward_lanes::<LANES, E>(inputs, tokens.clone(), c, y);
             }
@@ -198,6 +212,9 @@ per_isa! {
         let (tokens, channels) = (inputs.tokens(), inputs.channels());
         let whole = channels - channels % LANES;
         for start in (0..tokens).step_by(TOKENS).rev() {
+            let before = start.saturating_sub(TOKENS)..start;
+            ask_for(&inputs.x, before.clone());
+            ask_for(d_y, before);
             let tokens = start..tokens.min(start + TOKENS);
             for c in (0..whole).step_by(LANES) {
                 backward_lanes::<LANES, E>(inputs, d_y, tokens.clone(), c, to);

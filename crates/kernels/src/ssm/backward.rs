@@ -176,40 +176,52 @@ per_isa! {
         d_sum: &mut [f32; CHUNK],
         d_dt: &mut [f32; CHUNK],
     ) {
-        let (all_dt, sum) = (pairs.steps.dt(), pairs.steps.sum());
+        const HALF: usize = CHUNK / 2;
         for t in 0..pairs.rows {
-            let own = t * CHUNK..(t + 1) * CHUNK;
-            let (scores, products) = (&pairs.scores[own.clone()], &pairs.products[own.clone()]);
-            let (masked, d_scores) = (&mut masked[own.clone()], &mut d_scores[own]);
-            let mut total = [0.0; LANES];
-            for j in (0..CHUNK).step_by(LANES) {
-                if j > t {
-                    masked[j..j + LANES].fill(E::default());
-                    continue;
-                }
-                let (scores, products) = (lanes::<LANES, f32>(scores, j), lanes::<LANES, f32>(products, j));
-                let (sums, dt) = (lanes::<LANES, f32>(sum, j), lanes::<LANES, f32>(all_dt, j));
-                let decay: [f32; LANES] = std::array::from_fn(|l| {
-                    let decay = exp(sum[t] - sums[l]);
-                    if j + l <= t { decay } else { 0.0 }
-                });
-                // What lies behind the last token may be anything, even no number.
-                let product: [f32; LANES] =
-                    std::array::from_fn(|l| if j + l <= t { products[l] * decay[l] } else { 0.0 });
-                let score: [f32; LANES] = std::array::from_fn(|l| if j + l <= t { scores[l] } else { 0.0 });
-                let dt: [f32; LANES] = std::array::from_fn(|l| if j + l <= t { dt[l] } else { 0.0 });
-                store::<LANES, E>(std::array::from_fn(|l| score[l] * decay[l] * dt[l]), masked, j);
-                let by_dt: [f32; LANES] = std::array::from_fn(|l| product[l] * score[l]);
-                for l in 0..LANES {
-                    d_scores[j + l] += product[l] * dt[l];
-                    d_dt[j + l] += by_dt[l];
-                    d_sum[j + l] -= by_dt[l] * dt[l];
-                    total[l] += by_dt[l] * dt[l];
-                }
+            // Loops of a length that the compiler knows; the columns behind the token are computed for nothing.
+            if t < HALF {
+                masked[t * CHUNK + HALF..(t + 1) * CHUNK].fill(E::default());
+                pairs_of::<HALF, E>(pairs, t, masked, d_scores, d_sum, d_dt);
+            } else {
+                pairs_of::<CHUNK, E>(pairs, t, masked, d_scores, d_sum, d_dt);
             }
-            d_sum[t] += fold(&mut total, |a, b| a + b);
         }
     }
+}
+
+/// Token `t` and the first `N` of its chunk, of which those after it do not count: what is there may be anything, even no
+/// number.
+#[inline(always)]
+fn pairs_of<const N: usize, E: Element>(
+    pairs: Pairs<'_>,
+    t: usize,
+    masked: &mut [E],
+    d_scores: &mut [f32],
+    d_sum: &mut [f32; CHUNK],
+    d_dt: &mut [f32; CHUNK],
+) {
+    let own = t * CHUNK..t * CHUNK + N;
+    let (scores, products) = (&pairs.scores[own.clone()], &pairs.products[own.clone()]);
+    let (masked, d_scores) = (&mut masked[own.clone()], &mut d_scores[own]);
+    let (dt, sum) = (&pairs.steps.dt()[..N], &pairs.steps.sum()[..N]);
+    let last = sum[t];
+    let (mut weights, mut pulls) = ([0.0f32; N], [0.0f32; N]);
+    for j in 0..N {
+        weights[j] = if j as u32 <= t as u32 { exp(last - sum[j]) } else { 0.0 };
+    }
+    for j in 0..N {
+        let (product, score) = if j as u32 <= t as u32 { (products[j], scores[j]) } else { (0.0, 0.0) };
+        let (product, dt) = (product * weights[j], if j as u32 <= t as u32 { dt[j] } else { 0.0 });
+        masked[j] = E::from_f32(score * weights[j] * dt);
+        d_scores[j] += product * dt;
+        weights[j] = product * score;
+        pulls[j] = product * score * dt;
+    }
+    for j in 0..N {
+        d_dt[j] += weights[j];
+        d_sum[j] -= pulls[j];
+    }
+    d_sum[t] += sum_by(N, |j| pulls[j]);
 }
 
 /// The tokens of a chunk in one head.
