@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde_json::json;
+use strata_model::Config;
 
 use crate::plan::{Budget, Recipe};
 use crate::{
@@ -101,8 +102,16 @@ impl<'a> Trainer<'a> {
         if let Some(files) = files {
             if let Some(checkpoint) = Checkpoint::load_newest(&files.checkpoints(), progress)? {
                 if checkpoint.config != *learner.config() {
-                    let reason = "its model has another shape than this run's; use another name".to_string();
-                    return Err(TrainError::Checkpoint { path: files.checkpoints(), reason });
+                    let mixer = |config: &Config| config.mixing.name(config.layers);
+                    let reason = format!(
+                        "its checkpoints are of a model of another shape ({}, {} parameters) than this run's ({}, {}); \
+                         use another name, or --restart to begin anew",
+                        mixer(&checkpoint.config),
+                        checkpoint.config.parameter_count(),
+                        mixer(learner.config()),
+                        learner.config().parameter_count()
+                    );
+                    return Err(TrainError::Run { path: files.checkpoints(), reason });
                 }
                 learner.restore(checkpoint.tensors, checkpoint.moments)?;
                 batches.seek(&checkpoint.state.position)?;
