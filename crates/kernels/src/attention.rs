@@ -1,6 +1,7 @@
-//! Causal self-attention with rotary positions and grouped heads, forward and backward, without ever holding
-//! the matrix of scores (the recomputing scheme of FlashAttention, Dao et al., 2022): scores exist for one
-//! block of queries at a time, and the backward rebuilds them from the saved log-sums.
+//! Causal self-attention with grouped heads, over everything or a sliding window, with rotary positions, a penalty on
+//! distance (ALiBi: Press et al. 2022, "Train Short, Test Long") or neither, forward and backward, without ever holding
+//! the matrix of scores (the recomputing scheme of FlashAttention, Dao et al., 2022): scores exist for one block of queries
+//! and the keys that it can see at a time, and the backward rebuilds them from the saved log-sums.
 //!
 //! One call handles one segment (a run of tokens that see only each other) and one group of query heads that
 //! share a key/value head, so calls can run on any thread in any order.
@@ -10,9 +11,12 @@ use crate::math::{exp, max, sum_by};
 use crate::rotary::RotaryTable;
 use crate::{BlockMut, Element, Isa, MatrixMut, MatrixRef, Store, matmul};
 use std::cell::RefCell;
+use std::ops::Range;
 
-/// Queries whose scores exist at one time.
-const QUERY_BLOCK: usize = 64;
+/// Queries whose scores exist at one time: whole tiles. More would see more keys that are hidden from most of them.
+pub(crate) const QUERY_BLOCK: usize = 64;
+/// The keys of a block of queries begin at a multiple of this, where a tile begins.
+const KEY_STEP: usize = 32;
 
 /// How heads lie in a row of queries, keys and values: `heads · dimension` of queries, then
 /// `key_value_heads · dimension` of keys, then as many of values.
@@ -57,6 +61,81 @@ impl Heads {
     }
 }
 
+/// What a token sees of those before it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Sight {
+    /// Tokens that a token sees, itself included; at least 1.
+    pub window: usize,
+    /// Whether scores fall with the distance, in each head at another rate.
+    pub alibi: bool,
+}
+
+impl Sight {
+    /// Everything, near and far alike.
+    pub const ALL: Sight = Sight { window: usize::MAX, alibi: false };
+
+    /// The first token that token `position` sees.
+    pub(crate) fn first(&self, position: usize) -> usize {
+        (position + 1).saturating_sub(self.window)
+    }
+
+    /// What a score loses per token of distance in head `head` of `heads`: the powers of `2^(−8 / heads)`.
+    pub(crate) fn slope(&self, head: usize, heads: usize) -> f32 {
+        if self.alibi { (-8.0 * (head + 1) as f32 / heads as f32).exp2() } else { 0.0 }
+    }
+
+    /// The first key of a block of queries from `start` on.
+    pub(crate) fn first_of_block(&self, start: usize) -> usize {
+        self.first(start) / KEY_STEP * KEY_STEP
+    }
+
+    /// What the queries from `start` on see of the keys from `low` on in a head.
+    pub(crate) fn rows(&self, start: usize, low: usize, head: usize, heads: Heads) -> Row {
+        Row { start, low, window: self.window, slope: self.slope(head, heads.heads) }
+    }
+}
+
+/// Rows of scores: queries from `start` on, keys from `low` on.
+#[derive(Clone, Copy)]
+pub(crate) struct Row {
+    pub start: usize,
+    low: usize,
+    window: usize,
+    pub slope: f32,
+}
+
+impl Row {
+    /// The columns that row `i` sees.
+    #[inline(always)]
+    pub fn seen(&self, i: usize) -> Range<usize> {
+        let end = self.start + i + 1 - self.low;
+        end.saturating_sub(self.window)..end
+    }
+}
+
+/// Takes `slope · distance` from scores of which the last is at distance 0.
+#[inline(always)]
+pub(crate) fn penalise(seen: &mut [f32], slope: f32) {
+    if slope == 0.0 {
+        return;
+    }
+    let last = seen.len() - 1;
+    for (j, s) in seen.iter_mut().enumerate() {
+        *s -= slope * (last - j) as f32;
+    }
+}
+
+/// An attention: how heads lie, how keys and queries are turned, and what a token sees.
+#[derive(Clone, Copy, Debug)]
+pub struct Attention<'a> {
+    /// How heads lie in a row.
+    pub heads: Heads,
+    /// Turns queries and keys to their positions, where positions are rotary.
+    pub table: Option<&'a RotaryTable>,
+    /// What a token sees.
+    pub sight: Sight,
+}
+
 #[derive(Default)]
 struct Scratch {
     keys: Vec<f32>,
@@ -87,37 +166,40 @@ fn zeroed(buffer: &mut Vec<f32>, length: usize) -> &mut [f32] {
 /// denominator to `log_sums` (tokens x group) for the backward.
 pub fn attention_forward<E: Element>(
     isa: Isa,
-    heads: Heads,
-    table: &RotaryTable,
+    attention: Attention<'_>,
     key_value_head: usize,
     qkv: &[E],
     output: &mut BlockMut<'_, E>,
     log_sums: &mut BlockMut<'_, f32>,
 ) {
     if let (Some(unit), Some(qkv)) = (isa.bf16_unit(), E::as_bf16(qkv)) {
-        return attention_tiled::forward(isa, unit, heads, table, key_value_head, qkv, output, log_sums);
+        return attention_tiled::forward(isa, unit, attention, key_value_head, qkv, output, log_sums);
     }
+    let Attention { heads, table, sight } = attention;
     let d = heads.dimension;
     let length = qkv.len() / heads.row();
     SCRATCH.with_borrow_mut(|scratch| {
         let keys = zeroed(&mut scratch.keys, length * d);
-        gather(isa, qkv, heads.row(), heads.key_start(key_value_head), d, 0, 1.0, Some(table), keys);
+        gather(isa, qkv, heads.row(), heads.key_start(key_value_head), d, 0, 1.0, table, keys);
         let values = zeroed(&mut scratch.values, length * d);
         gather(isa, qkv, heads.row(), heads.value_start(key_value_head), d, 0, 1.0, None, values);
         for start in (0..length).step_by(QUERY_BLOCK) {
             let end = length.min(start + QUERY_BLOCK);
-            let block = end - start;
+            let (block, low) = (end - start, sight.first_of_block(start));
+            let seen = end - low;
             for member in 0..heads.group() {
                 let head = key_value_head * heads.group() + member;
                 let rows = &qkv[start * heads.row()..end * heads.row()];
                 let queries = zeroed(&mut scratch.queries, block * d);
-                gather(isa, rows, heads.row(), head * d, d, start, heads.scale(), Some(table), queries);
-                let scores = zeroed(&mut scratch.scores, block * end);
-                product(isa, queries, (block, d), false, keys, (end, d), true, scores, Store::Overwrite);
+                gather(isa, rows, heads.row(), head * d, d, start, heads.scale(), table, queries);
+                let scores = zeroed(&mut scratch.scores, block * seen);
+                let keys = &keys[low * d..end * d];
+                product(isa, queries, (block, d), false, keys, (seen, d), true, scores, Store::Overwrite);
                 let sums = zeroed(&mut scratch.d_scores, block);
-                softmax(isa, scores, end, start, sums);
+                softmax(isa, scores, seen, sight.rows(start, low, head, heads), sums);
                 let out = zeroed(&mut scratch.rows, block * d);
-                product(isa, scores, (block, end), false, values, (end, d), false, out, Store::Overwrite);
+                let values = &values[low * d..end * d];
+                product(isa, scores, (block, seen), false, values, (seen, d), false, out, Store::Overwrite);
                 for i in 0..block {
                     log_sums.row_mut(start + i)[member] = sums[i];
                     let to = &mut output.row_mut(start + i)[member * d..][..d];
@@ -148,8 +230,7 @@ pub struct AttentionSaved<'a, E> {
 #[allow(clippy::too_many_arguments, reason = "three outputs that lie apart")]
 pub fn attention_backward<E: Element>(
     isa: Isa,
-    heads: Heads,
-    table: &RotaryTable,
+    attention: Attention<'_>,
     key_value_head: usize,
     saved: AttentionSaved<'_, E>,
     d_queries: &mut BlockMut<'_, E>,
@@ -160,23 +241,25 @@ pub fn attention_backward<E: Element>(
     if let (Some(unit), Some(qkv), Some(output), Some(d_output)) =
         (isa.bf16_unit(), E::as_bf16(qkv), E::as_bf16(output), E::as_bf16(d_output))
     {
-        let (table, saved) = (table, AttentionSaved { qkv, output, d_output, log_sums });
+        let saved = AttentionSaved { qkv, output, d_output, log_sums };
         let (q, k, v) = (d_queries, d_keys_out, d_values_out);
-        return attention_tiled::backward(isa, unit, heads, table, key_value_head, saved, q, k, v);
+        return attention_tiled::backward(isa, unit, attention, key_value_head, saved, q, k, v);
     }
+    let Attention { heads, table, sight } = attention;
     let d = heads.dimension;
     let (row, out_row) = (heads.row(), heads.query_row());
     let length = qkv.len() / row;
     SCRATCH.with_borrow_mut(|scratch| {
         let keys = zeroed(&mut scratch.keys, length * d);
-        gather(isa, qkv, row, heads.key_start(key_value_head), d, 0, 1.0, Some(table), keys);
+        gather(isa, qkv, row, heads.key_start(key_value_head), d, 0, 1.0, table, keys);
         let values = zeroed(&mut scratch.values, length * d);
         gather(isa, qkv, row, heads.value_start(key_value_head), d, 0, 1.0, None, values);
         let d_keys = zeroed(&mut scratch.d_keys, length * d);
         let d_values = zeroed(&mut scratch.d_values, length * d);
         for start in (0..length).step_by(QUERY_BLOCK) {
             let end = length.min(start + QUERY_BLOCK);
-            let block = end - start;
+            let (block, low) = (end - start, sight.first_of_block(start));
+            let seen = end - low;
             for member in 0..heads.group() {
                 let head = key_value_head * heads.group() + member;
                 let queries = zeroed(&mut scratch.queries, block * d);
@@ -188,11 +271,12 @@ pub fn attention_backward<E: Element>(
                     d,
                     start,
                     heads.scale(),
-                    Some(table),
+                    table,
                     queries,
                 );
-                let scores = zeroed(&mut scratch.scores, block * end);
-                product(isa, queries, (block, d), false, keys, (end, d), true, scores, Store::Overwrite);
+                let scores = zeroed(&mut scratch.scores, block * seen);
+                let keys = &keys[low * d..end * d];
+                product(isa, queries, (block, d), false, keys, (seen, d), true, scores, Store::Overwrite);
                 let out = zeroed(&mut scratch.rows, block * d);
                 gather(
                     isa,
@@ -205,14 +289,17 @@ pub fn attention_backward<E: Element>(
                     None,
                     out,
                 );
-                let d_scores = zeroed(&mut scratch.d_scores, block * end);
-                product(isa, out, (block, d), false, values, (end, d), true, d_scores, Store::Overwrite);
-                score_gradient(isa, heads, head, start, end, output, log_sums, out, scores, d_scores);
-                let (keys_seen, values_seen) = (&mut d_keys[..end * d], &mut d_values[..end * d]);
+                let d_scores = zeroed(&mut scratch.d_scores, block * seen);
+                let values = &values[low * d..end * d];
+                product(isa, out, (block, d), false, values, (seen, d), true, d_scores, Store::Overwrite);
+                let view = sight.rows(start, low, head, heads);
+                score_gradient(isa, heads, head, view, seen, output, log_sums, out, scores, d_scores);
+                let (keys_seen, values_seen) =
+                    (&mut d_keys[low * d..end * d], &mut d_values[low * d..end * d]);
                 product(
                     isa,
                     scores,
-                    (block, end),
+                    (block, seen),
                     true,
                     out,
                     (block, d),
@@ -223,7 +310,7 @@ pub fn attention_backward<E: Element>(
                 product(
                     isa,
                     d_scores,
-                    (block, end),
+                    (block, seen),
                     true,
                     queries,
                     (block, d),
@@ -231,10 +318,22 @@ pub fn attention_backward<E: Element>(
                     keys_seen,
                     Store::Accumulate,
                 );
-                product(isa, d_scores, (block, end), false, keys, (end, d), false, queries, Store::Overwrite);
+                product(
+                    isa,
+                    d_scores,
+                    (block, seen),
+                    false,
+                    keys,
+                    (seen, d),
+                    false,
+                    queries,
+                    Store::Overwrite,
+                );
                 for i in 0..block {
                     let gradient = &mut queries[i * d..(i + 1) * d];
-                    table.rotate_back(gradient, start + i);
+                    if let Some(table) = table {
+                        table.rotate_back(gradient, start + i);
+                    }
                     let to = &mut d_queries.row_mut(start + i)[member * d..][..d];
                     for (t, f) in to.iter_mut().zip(gradient) {
                         *t = E::from_f32(*f * heads.scale());
@@ -244,7 +343,9 @@ pub fn attention_backward<E: Element>(
         }
         for i in 0..length {
             let gradient = &mut d_keys[i * d..(i + 1) * d];
-            table.rotate_back(gradient, i);
+            if let Some(table) = table {
+                table.rotate_back(gradient, i);
+            }
             for (t, f) in d_keys_out.row_mut(i).iter_mut().zip(gradient) {
                 *t = E::from_f32(*f);
             }
@@ -279,10 +380,14 @@ per_isa! {
 }
 
 per_isa! {
-    /// Turns rows of scores into probabilities; row i sees columns `0..=start + i`, the others become 0.
-    fn softmax(scores: &mut [f32], columns: usize, start: usize, log_sums: &mut [f32]) {
+    /// Turns rows of scores into probabilities; what a row does not see becomes 0.
+    fn softmax(scores: &mut [f32], columns: usize, view: Row, log_sums: &mut [f32]) {
         for (i, (row, log_sum)) in scores.chunks_exact_mut(columns).zip(log_sums).enumerate() {
-            let (seen, hidden) = row.split_at_mut(start + i + 1);
+            let place = view.seen(i);
+            row[..place.start].fill(0.0);
+            row[place.end..].fill(0.0);
+            let seen = &mut row[place];
+            penalise(seen, view.slope);
             let largest = max(seen);
             for s in seen.iter_mut() {
                 *s = exp(*s - largest);
@@ -292,7 +397,6 @@ per_isa! {
             for s in seen.iter_mut() {
                 *s *= inverse;
             }
-            hidden.fill(0.0);
             *log_sum = largest + sum.ln();
         }
     }
@@ -304,8 +408,8 @@ per_isa! {
     fn score_gradient<E: Element>(
         heads: Heads,
         head: usize,
-        start: usize,
-        end: usize,
+        view: Row,
+        columns: usize,
         output: &[E],
         log_sums: &[f32],
         d_out: &[f32],
@@ -313,22 +417,25 @@ per_isa! {
         d_scores: &mut [f32],
     ) {
         let d = heads.dimension;
-        for (i, (row, d_row)) in scores.chunks_exact_mut(end).zip(d_scores.chunks_exact_mut(end)).enumerate() {
-            let position = start + i;
+        let rows = scores.chunks_exact_mut(columns).zip(d_scores.chunks_exact_mut(columns));
+        for (i, (row, d_row)) in rows.enumerate() {
+            let (position, place) = (view.start + i, view.seen(i));
             let out = &output[position * heads.query_row() + head * d..][..d];
             let d_out = &d_out[i * d..][..d];
             // Σ_j p_j · dp_j equals d_out · out, which is shorter.
             let pull = sum_by(d, |j| out[j].to_f32() * d_out[j]);
             let log_sum = log_sums[position * heads.heads + head];
-            let (seen, hidden) = row.split_at_mut(position + 1);
-            let (d_seen, d_hidden) = d_row.split_at_mut(position + 1);
+            for hidden in [&mut *row, &mut *d_row] {
+                hidden[..place.start].fill(0.0);
+                hidden[place.end..].fill(0.0);
+            }
+            let (seen, d_seen) = (&mut row[place.clone()], &mut d_row[place]);
+            penalise(seen, view.slope);
             for (s, ds) in seen.iter_mut().zip(d_seen) {
                 let p = exp(*s - log_sum);
                 *s = p;
                 *ds = p * (*ds - pull);
             }
-            hidden.fill(0.0);
-            d_hidden.fill(0.0);
         }
     }
 }
@@ -413,7 +520,8 @@ mod tests {
             split(&mut output, heads.query_row(), rows, &groups(heads.group() * heads.dimension));
         let mut sums = split(&mut log_sums, heads.heads, rows, &groups(heads.group()));
         for (g, (o, s)) in outputs.iter_mut().zip(&mut sums).enumerate() {
-            attention_forward(isa, heads, table, g, qkv, o, s);
+            let attention = Attention { heads, table: Some(table), sight: Sight::ALL };
+            attention_forward(isa, attention, g, qkv, o, s);
         }
         (output, log_sums)
     }
@@ -471,8 +579,7 @@ mod tests {
                     };
                     attention_backward(
                         isa,
-                        heads,
-                        &table,
+                        Attention { heads, table: Some(&table), sight: Sight::ALL },
                         g,
                         saved,
                         &mut queries[g],

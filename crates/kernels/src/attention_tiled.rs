@@ -1,15 +1,12 @@
 //! [`crate::attention`] where products of bf16 are fast: keys and values of a segment are packed once as tiles, and
 //! queries pass by in blocks. The scores of a block exist in f32, its probabilities in bf16.
 
-use crate::attention::{AttentionSaved, Heads};
+use crate::attention::{Attention, AttentionSaved, Heads, QUERY_BLOCK, Row, penalise};
 use crate::math::{exp, max, sum_by};
 use crate::rotary::RotaryTable;
 use crate::tiles::{Bf16Unit, PackedB, Scratch, matmul_bf16, matmul_packed_part};
 use crate::{BlockMut, Element, Isa, MatrixRef, bf16};
 use std::cell::RefCell;
-
-/// Queries whose scores exist at one time: whole tiles. More would see more keys that are hidden from most of them.
-const QUERY_BLOCK: usize = 64;
 
 /// Memory that a thread keeps.
 #[derive(Default)]
@@ -46,43 +43,34 @@ fn sized<T: Copy + Default>(buffer: &mut Vec<T>, length: usize) -> &mut [T] {
 #[derive(Clone, Copy)]
 struct Task<'a> {
     isa: Isa,
-    heads: Heads,
-    table: &'a RotaryTable,
+    attention: Attention<'a>,
     key_value_head: usize,
     qkv: &'a [bf16],
 }
 
 impl Task<'_> {
     fn length(&self) -> usize {
-        self.qkv.len() / self.heads.row()
+        self.qkv.len() / self.attention.heads.row()
     }
 
     fn keys(&self, row: &mut Vec<f32>, to: &mut [bf16]) {
-        let start = self.heads.key_start(self.key_value_head);
-        gather(
-            self.isa,
-            self.qkv,
-            self.heads.row(),
-            start,
-            self.heads.dimension,
-            0,
-            1.0,
-            Some(self.table),
-            row,
-            to,
-        );
+        let Attention { heads, table, .. } = self.attention;
+        let start = heads.key_start(self.key_value_head);
+        gather(self.isa, self.qkv, heads.row(), start, heads.dimension, 0, 1.0, table, row, to);
     }
 
     fn values(&self, row: &mut Vec<f32>, to: &mut [bf16]) {
-        let start = self.heads.value_start(self.key_value_head);
-        gather(self.isa, self.qkv, self.heads.row(), start, self.heads.dimension, 0, 1.0, None, row, to);
+        let heads = self.attention.heads;
+        let start = heads.value_start(self.key_value_head);
+        gather(self.isa, self.qkv, heads.row(), start, heads.dimension, 0, 1.0, None, row, to);
     }
 
     /// The queries of one head from position `start` on, turned and scaled.
     fn queries(&self, head: usize, start: usize, row: &mut Vec<f32>, to: &mut [bf16]) {
-        let (d, width) = (self.heads.dimension, self.heads.row());
+        let Attention { heads, table, .. } = self.attention;
+        let (d, width) = (heads.dimension, heads.row());
         let rows = &self.qkv[start * width..][..to.len() / d * width];
-        gather(self.isa, rows, width, head * d, d, start, self.heads.scale(), Some(self.table), row, to);
+        gather(self.isa, rows, width, head * d, d, start, heads.scale(), table, row, to);
     }
 }
 
@@ -91,14 +79,14 @@ impl Task<'_> {
 pub(crate) fn forward<E: Element>(
     isa: Isa,
     unit: Bf16Unit,
-    heads: Heads,
-    table: &RotaryTable,
+    attention: Attention<'_>,
     key_value_head: usize,
     qkv: &[bf16],
     output: &mut BlockMut<'_, E>,
     log_sums: &mut BlockMut<'_, f32>,
 ) {
-    let task = Task { isa, heads, table, key_value_head, qkv };
+    let Attention { heads, sight, .. } = attention;
+    let task = Task { isa, attention, key_value_head, qkv };
     let (d, length) = (heads.dimension, task.length());
     MEMORY.with_borrow_mut(|memory| {
         let Memory { keys, values, queries, packed, scores, probabilities, rows, row, tiles, .. } = memory;
@@ -111,21 +99,23 @@ pub(crate) fn forward<E: Element>(
         packed_values.refresh(isa, MatrixRef::new(values, length, d));
         for start in (0..length).step_by(QUERY_BLOCK) {
             let end = length.min(start + QUERY_BLOCK);
-            let block = end - start;
+            let (block, low) = (end - start, sight.first_of_block(start));
+            let seen = end - low;
             for member in 0..heads.group() {
                 let head = key_value_head * heads.group() + member;
                 let queries = sized(queries, block * d);
                 task.queries(head, start, row, queries);
-                let scores = sized(scores, block * end);
+                let scores = sized(scores, block * seen);
                 let queries = MatrixRef::new(queries, block, d);
-                matmul_packed_part(unit, queries, packed_keys, end, scores, end, false, tiles);
-                let probabilities = sized(probabilities, block * end);
+                matmul_packed_part(unit, queries, packed_keys, (0, low), seen, scores, seen, false, tiles);
+                let probabilities = sized(probabilities, block * seen);
                 let mut sums = [0.0; QUERY_BLOCK];
                 let mut inverses = [0.0; QUERY_BLOCK];
-                softmax(isa, scores, end, start, probabilities, &mut sums, &mut inverses);
+                let view = sight.rows(start, low, head, heads);
+                softmax(isa, scores, seen, view, probabilities, &mut sums, &mut inverses);
                 let out = sized(rows, block * d);
-                let probabilities = MatrixRef::new(probabilities, block, end);
-                matmul_packed_part(unit, probabilities, packed_values, d, out, d, false, tiles);
+                let probabilities = MatrixRef::new(probabilities, block, seen);
+                matmul_packed_part(unit, probabilities, packed_values, (low, 0), d, out, d, false, tiles);
                 for i in 0..block {
                     log_sums.row_mut(start + i)[member] = sums[i];
                     let to = &mut output.row_mut(start + i)[member * d..][..d];
@@ -141,8 +131,7 @@ pub(crate) fn forward<E: Element>(
 pub(crate) fn backward<E: Element>(
     isa: Isa,
     unit: Bf16Unit,
-    heads: Heads,
-    table: &RotaryTable,
+    attention: Attention<'_>,
     key_value_head: usize,
     saved: AttentionSaved<'_, bf16>,
     d_queries: &mut BlockMut<'_, E>,
@@ -150,7 +139,8 @@ pub(crate) fn backward<E: Element>(
     d_values_out: &mut BlockMut<'_, E>,
 ) {
     let AttentionSaved { qkv, output, d_output, log_sums } = saved;
-    let task = Task { isa, heads, table, key_value_head, qkv };
+    let Attention { heads, table, sight } = attention;
+    let task = Task { isa, attention, key_value_head, qkv };
     let (d, length, out_row) = (heads.dimension, task.length(), heads.query_row());
     MEMORY.with_borrow_mut(|memory| {
         let Memory {
@@ -171,30 +161,54 @@ pub(crate) fn backward<E: Element>(
         d_values.fill(0.0);
         for start in (0..length).step_by(QUERY_BLOCK) {
             let end = length.min(start + QUERY_BLOCK);
-            let block = end - start;
+            let (block, low) = (end - start, sight.first_of_block(start));
+            let seen = end - low;
             for member in 0..heads.group() {
                 let head = key_value_head * heads.group() + member;
                 let queries = sized(queries, block * d);
                 task.queries(head, start, row, queries);
                 let queries = MatrixRef::new(&*queries, block, d);
-                let scores = sized(scores, block * end);
-                matmul_packed_part(unit, queries, keys_for_scores, end, scores, end, false, tiles);
+                let scores = sized(scores, block * seen);
+                matmul_packed_part(
+                    unit,
+                    queries,
+                    keys_for_scores,
+                    (0, low),
+                    seen,
+                    scores,
+                    seen,
+                    false,
+                    tiles,
+                );
                 let d_out = sized(d_out, block * d);
                 let d_rows = &d_output[start * out_row..end * out_row];
                 gather(isa, d_rows, out_row, head * d, d, 0, 1.0, None, row, d_out);
-                let d_scores = sized(d_scores, block * end);
+                let d_scores = sized(d_scores, block * seen);
                 let d_out_view = MatrixRef::new(&*d_out, block, d);
-                matmul_packed_part(unit, d_out_view, packed_values, end, d_scores, end, false, tiles);
-                let probabilities = sized(probabilities, block * end);
-                let d_narrow = sized(d_narrow, block * end);
-                let of_head = Head { heads, head, start, output, log_sums, d_out };
-                score_gradient(isa, of_head, end, scores, d_scores, probabilities, d_narrow);
-                let probabilities = MatrixRef::new(&*probabilities, block, end);
-                matmul_bf16(unit, probabilities.transposed(), d_out_view, d_values, d, true, tiles);
-                let d_scores = MatrixRef::new(&*d_narrow, block, end);
-                matmul_bf16(unit, d_scores.transposed(), queries, d_keys, d, true, tiles);
+                matmul_packed_part(
+                    unit,
+                    d_out_view,
+                    packed_values,
+                    (0, low),
+                    seen,
+                    d_scores,
+                    seen,
+                    false,
+                    tiles,
+                );
+                let probabilities = sized(probabilities, block * seen);
+                let d_narrow = sized(d_narrow, block * seen);
+                let view = sight.rows(start, low, head, heads);
+                let of_head = Head { heads, head, view, output, log_sums, d_out };
+                score_gradient(isa, of_head, seen, scores, d_scores, probabilities, d_narrow);
+                let probabilities = MatrixRef::new(&*probabilities, block, seen);
+                let values_seen = &mut d_values[low * d..end * d];
+                matmul_bf16(unit, probabilities.transposed(), d_out_view, values_seen, d, true, tiles);
+                let d_scores = MatrixRef::new(&*d_narrow, block, seen);
+                let keys_seen = &mut d_keys[low * d..end * d];
+                matmul_bf16(unit, d_scores.transposed(), queries, keys_seen, d, true, tiles);
                 let gradients = sized(rows, block * d);
-                matmul_packed_part(unit, d_scores, keys_for_queries, d, gradients, d, false, tiles);
+                matmul_packed_part(unit, d_scores, keys_for_queries, (low, 0), d, gradients, d, false, tiles);
                 for i in 0..block {
                     let to = &mut d_queries.row_mut(start + i)[member * d..][..d];
                     turned_back(isa, table, &mut gradients[i * d..(i + 1) * d], start + i, heads.scale(), to);
@@ -219,8 +233,16 @@ per_isa! {
 
 per_isa! {
     /// The gradient of a row before it was turned to `position` and multiplied by `factor`.
-    fn turned_back<E: Element>(table: &RotaryTable, row: &mut [f32], position: usize, factor: f32, to: &mut [E]) {
-        table.rotate_back(row, position);
+    fn turned_back<E: Element>(
+        table: Option<&RotaryTable>,
+        row: &mut [f32],
+        position: usize,
+        factor: f32,
+        to: &mut [E],
+    ) {
+        if let Some(table) = table {
+            table.rotate_back(row, position);
+        }
         for (t, f) in to.iter_mut().zip(row) {
             *t = E::from_f32(*f * factor);
         }
@@ -243,14 +265,16 @@ per_isa! {
         row.resize(dimension, 0.0);
         for (i, (from, to)) in rows.chunks_exact(row_length).zip(to.chunks_exact_mut(dimension)).enumerate() {
             let from = &from[start..start + dimension];
-            let Some(table) = table else {
+            if table.is_none() && scale == 1.0 {
                 to.copy_from_slice(from);
                 continue;
-            };
+            }
             for (r, f) in row.iter_mut().zip(from) {
                 *r = f.to_f32() * scale;
             }
-            table.rotate(row, first_position + i);
+            if let Some(table) = table {
+                table.rotate(row, first_position + i);
+            }
             for (t, r) in to.iter_mut().zip(row.iter()) {
                 *t = <bf16 as Element>::from_f32(*r);
             }
@@ -259,28 +283,31 @@ per_isa! {
 }
 
 per_isa! {
-    /// From rows of scores the probabilities times their row's sum, whose inverse goes to `inverses`; row i sees columns
-    /// `0..=start + i`, the others become 0.
+    /// From rows of scores the probabilities times their row's sum, whose inverse goes to `inverses`; what a row does not
+    /// see becomes 0.
     fn softmax(
         scores: &mut [f32],
         columns: usize,
-        start: usize,
+        view: Row,
         probabilities: &mut [bf16],
         log_sums: &mut [f32],
         inverses: &mut [f32],
     ) {
         let rows = scores.chunks_exact_mut(columns).zip(probabilities.chunks_exact_mut(columns));
         for (i, (row, probabilities)) in rows.enumerate() {
-            let seen = &mut row[..start + i + 1];
+            let place = view.seen(i);
+            probabilities[..place.start].fill(bf16::ZERO);
+            probabilities[place.end..].fill(bf16::ZERO);
+            let (seen, probabilities) = (&mut row[place.clone()], &mut probabilities[place]);
+            penalise(seen, view.slope);
             let largest = max(seen);
-            for (s, p) in seen.iter_mut().zip(probabilities.iter_mut()) {
+            for (s, p) in seen.iter_mut().zip(probabilities) {
                 *s = exp(*s - largest);
                 *p = <bf16 as Element>::from_f32(*s);
             }
             let sum = sum_by(seen.len(), |j| seen[j]);
             inverses[i] = 1.0 / sum;
             log_sums[i] = largest + sum.ln();
-            probabilities[start + i + 1..].fill(bf16::ZERO);
         }
     }
 }
@@ -290,7 +317,7 @@ per_isa! {
 struct Head<'a> {
     heads: Heads,
     head: usize,
-    start: usize,
+    view: Row,
     output: &'a [bf16],
     log_sums: &'a [f32],
     d_out: &'a [bf16],
@@ -302,29 +329,33 @@ per_isa! {
     fn score_gradient(
         of: Head<'_>,
         columns: usize,
-        scores: &[f32],
+        scores: &mut [f32],
         d_scores: &[f32],
         probabilities: &mut [bf16],
         d_narrow: &mut [bf16],
     ) {
         let d = of.heads.dimension;
-        let rows = scores.chunks_exact(columns).zip(d_scores.chunks_exact(columns));
+        let rows = scores.chunks_exact_mut(columns).zip(d_scores.chunks_exact(columns));
         let narrow = probabilities.chunks_exact_mut(columns).zip(d_narrow.chunks_exact_mut(columns));
         for (i, ((row, d_row), (to, d_to))) in rows.zip(narrow).enumerate() {
-            let position = of.start + i;
+            let (position, place) = (of.view.start + i, of.view.seen(i));
             let out = &of.output[position * of.heads.query_row() + of.head * d..][..d];
             let d_out = &of.d_out[i * d..][..d];
             // Σ_j p_j · dp_j equals d_out · out, which is shorter.
             let pull = sum_by(d, |j| out[j].to_f32() * d_out[j].to_f32());
             let log_sum = of.log_sums[position * of.heads.heads + of.head];
-            let seen = row[..position + 1].iter().zip(&d_row[..position + 1]);
-            for ((s, ds), (to, d_to)) in seen.zip(to.iter_mut().zip(d_to.iter_mut())) {
+            for hidden in [&mut *to, &mut *d_to] {
+                hidden[..place.start].fill(bf16::ZERO);
+                hidden[place.end..].fill(bf16::ZERO);
+            }
+            let (seen, d_seen) = (&mut row[place.clone()], &d_row[place.clone()]);
+            penalise(seen, of.view.slope);
+            let narrow = to[place.clone()].iter_mut().zip(&mut d_to[place]);
+            for ((s, ds), (to, d_to)) in seen.iter().zip(d_seen).zip(narrow) {
                 let p = exp(*s - log_sum);
                 *to = <bf16 as Element>::from_f32(p);
                 *d_to = <bf16 as Element>::from_f32(p * (*ds - pull));
             }
-            to[position + 1..].fill(bf16::ZERO);
-            d_to[position + 1..].fill(bf16::ZERO);
         }
     }
 }

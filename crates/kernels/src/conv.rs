@@ -2,7 +2,8 @@
 //! 2023).
 
 use crate::math::sigmoid;
-use crate::{BlockMut, Element, Isa, MatrixRef};
+use crate::{BlockMut, Element, Isa, MatrixRef, prefetch};
+use std::ops::Range;
 
 /// The weights of a convolution of some channels.
 #[derive(Clone, Copy, Debug)]
@@ -23,6 +24,83 @@ impl Filter<'_> {
     fn lags(&self) -> Vec<f32> {
         let (taps, channels) = (self.taps(), self.bias.len());
         (0..taps).flat_map(|lag| (0..channels).map(move |c| self.weight[c * taps + taps - 1 - lag])).collect()
+    }
+}
+
+/// Channels that go through the tokens side by side: a register of AVX-512.
+const LANES: usize = 16;
+/// Tokens that all channels pass before the next ones come: their rows, and those asked for, stay in the L1 cache meanwhile.
+const TOKENS: usize = 16;
+
+/// Asks for rows of a matrix: they lie pages apart, which is nothing that the processor foresees.
+#[inline(always)]
+fn ask_for<E: Element>(x: &MatrixRef<'_, E>, tokens: Range<usize>) {
+    const LINE: usize = 64;
+    for t in tokens {
+        let row = &x.data[t * x.row_stride..][..x.columns];
+        for element in row.iter().step_by(LINE / size_of::<E>()).chain(row.last()) {
+            prefetch::read(element);
+        }
+    }
+}
+
+/// What the sums of a convolution are made of.
+struct Inputs<'a, E> {
+    x: MatrixRef<'a, E>,
+    positions: &'a [u32],
+    /// As [`Filter::lags`] gives them.
+    lags: &'a [f32],
+    bias: &'a [f32],
+}
+
+impl<E: Element> Inputs<'_, E> {
+    fn tokens(&self) -> usize {
+        self.positions.len()
+    }
+
+    fn channels(&self) -> usize {
+        self.bias.len()
+    }
+
+    /// Inputs that token `t` reads: as many as the filter has, or as its segment has so far.
+    #[inline(always)]
+    fn seen(&self, t: usize) -> usize {
+        (self.lags.len() / self.channels()).min(self.positions[t] as usize + 1)
+    }
+
+    /// Channels `c..c + L` of the input `lag` tokens before `t`.
+    #[inline(always)]
+    fn input<const L: usize>(&self, t: usize, lag: usize, c: usize) -> [f32; L] {
+        let row = &self.x.data[(t - lag) * self.x.row_stride + c..][..L];
+        std::array::from_fn(|l| row[l].to_f32())
+    }
+
+    #[inline(always)]
+    fn weight<const L: usize>(&self, lag: usize, c: usize) -> [f32; L] {
+        lanes(&self.lags[lag * self.channels() + c..])
+    }
+
+    /// What is activated: `u[t, c..c + L]`, of `seen` inputs.
+    #[inline(always)]
+    fn sums<const L: usize>(&self, t: usize, seen: usize, c: usize) -> [f32; L] {
+        let mut u = lanes(&self.bias[c..]);
+        for lag in 0..seen {
+            add_products(&mut u, self.input(t, lag, c), self.weight(lag, c));
+        }
+        u
+    }
+}
+
+#[inline(always)]
+fn lanes<const L: usize>(values: &[f32]) -> [f32; L] {
+    let values = &values[..L];
+    std::array::from_fn(|l| values[l])
+}
+
+#[inline(always)]
+fn add_products<const L: usize>(sums: &mut [f32; L], a: [f32; L], b: [f32; L]) {
+    for l in 0..L {
+        sums[l] += a[l] * b[l];
     }
 }
 
@@ -48,13 +126,40 @@ pub fn conv_silu_forward<E: Element>(
         "conv: shapes"
     );
     let lags = filter.lags();
-    let mut u = vec![0.0; channels];
-    for (t, &position) in positions.iter().enumerate() {
-        u.copy_from_slice(filter.bias);
-        for (lag, weight) in lags.chunks_exact(channels).enumerate().take(position as usize + 1) {
-            add_product(isa, row(&x, t - lag), weight, &mut u);
+    forward(isa, &Inputs { x, positions, lags: &lags, bias: filter.bias }, y);
+}
+
+per_isa! {
+    fn forward<E: Element>(inputs: &Inputs<'_, E>, y: &mut BlockMut<'_, E>) {
+        let (tokens, channels) = (inputs.tokens(), inputs.channels());
+        let whole = channels - channels % LANES;
+        for start in (0..tokens).step_by(TOKENS) {
+            let next = start + TOKENS;
+            ask_for(&inputs.x, next.min(tokens)..tokens.min(next + TOKENS));
+            let tokens = start..tokens.min(next);
+            for c in (0..whole).step_by(LANES) {
+                forward_lanes::<LANES, E>(inputs, tokens.clone(), c, y);
+            }
+            for c in whole..channels {
+                forward_lanes::<1, E>(inputs, tokens.clone(), c, y);
+            }
         }
-        activate(isa, &u, y.row_mut(t));
+    }
+}
+
+#[inline(always)]
+fn forward_lanes<const L: usize, E: Element>(
+    inputs: &Inputs<'_, E>,
+    tokens: Range<usize>,
+    c: usize,
+    y: &mut BlockMut<'_, E>,
+) {
+    for t in tokens {
+        let u = inputs.sums::<L>(t, inputs.seen(t), c);
+        let y = &mut y.row_mut(t)[c..c + L];
+        for l in 0..L {
+            y[l] = E::from_f32(u[l] * sigmoid(u[l]));
+        }
     }
 }
 
@@ -83,30 +188,9 @@ pub fn conv_silu_backward<E: Element>(
     assert!(d_weight.len() == filter.weight.len() && d_bias.len() == channels, "conv: gradients");
     let lags = filter.lags();
     let mut d_lags = vec![0.0; lags.len()];
-    // The gradients of u at the last `taps` tokens, token t at t modulo taps.
-    let mut d_u = vec![0.0; taps * channels];
-    let mut sum = vec![0.0; channels];
-    let ones = vec![1.0; channels];
-    for t in (0..positions.len()).rev() {
-        let own = &mut d_u[t % taps * channels..][..channels];
-        sum.copy_from_slice(filter.bias);
-        for (lag, weight) in lags.chunks_exact(channels).enumerate().take(positions[t] as usize + 1) {
-            add_product(isa, row(&x, t - lag), weight, &mut sum);
-        }
-        deactivate(isa, &sum, row(&d_y, t), own);
-        for (lag, d_weight) in d_lags.chunks_exact_mut(channels).enumerate().take(positions[t] as usize + 1) {
-            add_product(isa, row(&x, t - lag), own, d_weight);
-        }
-        add_product(isa, own, &ones, d_bias);
-        sum.fill(0.0);
-        for (lag, weight) in lags.chunks_exact(channels).enumerate() {
-            // Token t + lag read this one where it is of the same segment.
-            if positions.get(t + lag).is_some_and(|&position| position as usize >= lag) {
-                add_product(isa, &d_u[(t + lag) % taps * channels..][..channels], weight, &mut sum);
-            }
-        }
-        crate::element::convert(isa, &sum, d_x.row_mut(t));
-    }
+    let mut ahead = vec![0.0; lags.len()];
+    let inputs = Inputs { x, positions, lags: &lags, bias: filter.bias };
+    backward(isa, &inputs, &d_y, &mut Gradients { d_x, d_lags: &mut d_lags, d_bias, ahead: &mut ahead });
     for (lag, d_lag) in d_lags.chunks_exact(channels).enumerate() {
         for (c, d) in d_lag.iter().enumerate() {
             d_weight[c * taps + taps - 1 - lag] += d;
@@ -114,33 +198,87 @@ pub fn conv_silu_backward<E: Element>(
     }
 }
 
-fn row<'a, E: Element>(x: &MatrixRef<'a, E>, t: usize) -> &'a [E] {
-    &x.data[t * x.row_stride..][..x.columns]
+/// Where gradients of a convolution go.
+struct Gradients<'a, 'b, E> {
+    d_x: &'a mut BlockMut<'b, E>,
+    d_lags: &'a mut [f32],
+    d_bias: &'a mut [f32],
+    /// `(lag, channel)`: the gradients of the sums of the token itself and of those behind it, which read it.
+    ahead: &'a mut [f32],
+}
+
+per_isa! {
+    fn backward<E: Element>(inputs: &Inputs<'_, E>, d_y: &MatrixRef<'_, E>, to: &mut Gradients<'_, '_, E>) {
+        let (tokens, channels) = (inputs.tokens(), inputs.channels());
+        let whole = channels - channels % LANES;
+        for start in (0..tokens).step_by(TOKENS).rev() {
+            let before = start.saturating_sub(TOKENS)..start;
+            ask_for(&inputs.x, before.clone());
+            ask_for(d_y, before);
+            let tokens = start..tokens.min(start + TOKENS);
+            for c in (0..whole).step_by(LANES) {
+                backward_lanes::<LANES, E>(inputs, d_y, tokens.clone(), c, to);
+            }
+            for c in whole..channels {
+                backward_lanes::<1, E>(inputs, d_y, tokens.clone(), c, to);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn backward_lanes<const L: usize, E: Element>(
+    inputs: &Inputs<'_, E>,
+    d_y: &MatrixRef<'_, E>,
+    tokens: Range<usize>,
+    c: usize,
+    to: &mut Gradients<'_, '_, E>,
+) {
+    let channels = inputs.channels();
+    let taps = inputs.lags.len() / channels;
+    for t in tokens.rev() {
+        let seen = inputs.seen(t);
+        let u = inputs.sums::<L>(t, seen, c);
+        let d_y = &d_y.data[t * d_y.row_stride + c..][..L];
+        let d_u: [f32; L] = std::array::from_fn(|l| {
+            let gate = sigmoid(u[l]);
+            d_y[l].to_f32() * gate * (1.0 + u[l] * (1.0 - gate))
+        });
+        for lag in (1..taps).rev() {
+            let nearer = (lag - 1) * channels + c;
+            to.ahead.copy_within(nearer..nearer + L, lag * channels + c);
+        }
+        to.ahead[c..c + L].copy_from_slice(&d_u);
+        for lag in 0..seen {
+            let sums = &mut to.d_lags[lag * channels + c..][..L];
+            let input = inputs.input::<L>(t, lag, c);
+            for l in 0..L {
+                sums[l] += input[l] * d_u[l];
+            }
+        }
+        let d_bias = &mut to.d_bias[c..c + L];
+        for l in 0..L {
+            d_bias[l] += d_u[l];
+        }
+        let mut sums = [0.0; L];
+        for lag in 0..taps {
+            // Token t + lag read this one where it is of the same segment.
+            if inputs.positions.get(t + lag).is_some_and(|&position| position as usize >= lag) {
+                add_products(&mut sums, lanes(&to.ahead[lag * channels + c..]), inputs.weight(lag, c));
+            }
+        }
+        let d_x = &mut to.d_x.row_mut(t)[c..c + L];
+        for l in 0..L {
+            d_x[l] = E::from_f32(sums[l]);
+        }
+    }
 }
 
 per_isa! {
     /// `sum[c] += x[c] · weight[c]`.
-    fn add_product<E: Element>(x: &[E], weight: &[f32], sum: &mut [f32]) {
+    fn add_product(x: &[f32], weight: &[f32], sum: &mut [f32]) {
         for ((sum, x), w) in sum.iter_mut().zip(x).zip(weight) {
-            *sum += x.to_f32() * w;
-        }
-    }
-}
-
-per_isa! {
-    fn activate<E: Element>(u: &[f32], y: &mut [E]) {
-        for (y, &u) in y.iter_mut().zip(u) {
-            *y = E::from_f32(u * sigmoid(u));
-        }
-    }
-}
-
-per_isa! {
-    /// `d_u = d_y · silu'(u)`.
-    fn deactivate<E: Element>(u: &[f32], d_y: &[E], d_u: &mut [f32]) {
-        for ((d_u, d_y), &u) in d_u.iter_mut().zip(d_y).zip(u) {
-            let gate = sigmoid(u);
-            *d_u = d_y.to_f32() * gate * (1.0 + u * (1.0 - gate));
+            *sum += x * w;
         }
     }
 }
@@ -198,7 +336,17 @@ mod tests {
     use super::*;
     use crate::reference::{Random, assert_all_close, numeric_gradient, to_f64};
 
-    const POSITIONS: [u32; 9] = [0, 1, 0, 0, 1, 2, 3, 4, 5];
+    /// Segments of 2, 1 and more tokens than pass at a time.
+    const POSITIONS: [u32; TOKENS + 8] = {
+        let mut positions = [0; TOKENS + 8];
+        positions[1] = 1;
+        let mut t = 3;
+        while t < positions.len() {
+            positions[t] = t as u32 - 3;
+            t += 1;
+        }
+        positions
+    };
 
     fn reference(x: &[f64], weight: &[f64], bias: &[f64]) -> Vec<f64> {
         let (channels, taps) = (bias.len(), weight.len() / bias.len());

@@ -63,7 +63,7 @@ per_isa! {
             "gated norm: shapes"
         );
         let group = width / groups.max(1);
-        let (mut v, mut d_v) = (vec![0.0; group], vec![0.0; group]);
+        let (mut v, mut d_v, mut gates) = (vec![0.0; group], vec![0.0; group], vec![0.0; group]);
         for r in 0..rows {
             let d_gate = d_gate.row_mut(r);
             for g in 0..groups {
@@ -77,7 +77,8 @@ per_isa! {
                 let scale = rstd[r * groups + g];
                 for i in 0..group {
                     let z = gate[i].to_f32();
-                    v[i] = x[i].to_f32() * (z * sigmoid(z));
+                    gates[i] = sigmoid(z);
+                    v[i] = x[i].to_f32() * (z * gates[i]);
                     let dy = d_y[i].to_f32();
                     d_v[i] = dy * weight[i];
                     d_weight[i] += dy * v[i] * scale;
@@ -85,7 +86,7 @@ per_isa! {
                 let pull = sum_by(group, |i| d_v[i] * v[i]) * scale * scale / group as f32;
                 for i in 0..group {
                     let (z, d) = (gate[i].to_f32(), scale * (d_v[i] - v[i] * pull));
-                    let s = sigmoid(z);
+                    let s = gates[i];
                     d_x[i] = E::from_f32(d * z * s);
                     d_gate[i] = E::from_f32(d * x[i].to_f32() * s * (1.0 + z * (1.0 - s)));
                 }

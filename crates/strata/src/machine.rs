@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
+use std::time::Instant;
 use strata_kernels::peak::{peak_flops_bf16, peak_flops_f32};
 use strata_model::{Home, WeightFormat};
 use strata_tensor::{Cpu, Isa, Precision};
@@ -85,11 +86,14 @@ pub struct Place {
     pub home: Home,
     /// Threads, instruction set and precision.
     pub machine: Machine,
+    /// When the program began.
+    pub started: Instant,
 }
 
 impl MachineArguments {
     /// Reads the environment and starts the threads.
     pub fn open(&self) -> Result<Place> {
+        let started = Instant::now();
         let isa = match std::env::var("STRATA_ISA") {
             Ok(name) => Isa::by_name(&name)
                 .map_err(|error| BadInput(error.to_string()))
@@ -108,7 +112,7 @@ impl MachineArguments {
             None => Precision::F32,
         };
         let cpu = Cpu::new(isa, threads).with_context(|| format!("starting {threads} threads"))?;
-        Ok(Place { home: home()?, machine: Machine { cpu, precision } })
+        Ok(Place { home: home()?, machine: Machine { cpu, precision }, started })
     }
 }
 

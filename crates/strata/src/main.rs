@@ -1,6 +1,7 @@
 //! `strata`: language models made, judged and served on your own machines.
 
 mod commands;
+mod comparison;
 mod evaluate;
 mod failure;
 mod machine;
@@ -35,6 +36,8 @@ enum Command {
     Chat(commands::chat::ChatArguments),
     /// Measure a model on tasks or on text.
     Eval(commands::eval::EvalArguments),
+    /// Compare architectures on the same data by the same recipe: loss, length, recall, speed, memory.
+    Compare(commands::compare::CompareArguments),
     /// List models, or show where one comes from.
     Models(commands::models::ModelsArguments),
     /// Serve models to programs and people: APIs of Cohere and OpenAI, a page to chat on.
@@ -55,6 +58,7 @@ fn main() -> std::process::ExitCode {
         Command::Generate(arguments) => commands::generate::run(arguments, &place),
         Command::Chat(arguments) => commands::chat::run(arguments, &place),
         Command::Eval(arguments) => commands::eval::run(arguments, &place),
+        Command::Compare(arguments) => commands::compare::run(arguments, &place),
         Command::Models(arguments) => commands::models::run(arguments, &place),
         Command::Serve(arguments) => commands::serve::run(*arguments, &place),
         Command::Keys(arguments) => commands::keys::run(arguments, &place),

@@ -184,7 +184,7 @@ pub struct Sighted<'a> {
     pub rows: &'a mut [f32],
 }
 
-/// The attention of [`crate::Tape::local_attention`], token by token. `qkv` holds a row as [`Heads`] describes it per new
+/// The attention of [`crate::Tape::attention`], token by token. `qkv` holds a row as [`Heads`] describes it per new
 /// token; `frequencies` are radians per position of each pair of a head, where positions are rotary.
 pub fn local_attention(
     cpu: &Cpu,

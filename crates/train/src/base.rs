@@ -48,7 +48,7 @@ const ENDING_SECONDS: f64 = 1.0;
 /// The corpus cannot be read, a setting cannot be met, training diverges, or a file cannot be written.
 pub fn train_base(request: &BaseRequest, place: &mut Workplace<'_>) -> Result<Finished, TrainError> {
     let began = Instant::now();
-    let run = Run::take(place.home, &request.name, place.restart)?;
+    let run = Run::take_for_stage(place.home, &request.name, place.restart)?;
     let decided = match run.decided(STAGE, request)? {
         Some(decided) => decided,
         None => prepare(request, &run, place, began)?,

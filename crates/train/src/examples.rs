@@ -58,7 +58,7 @@ pub(crate) fn train_examples(
     read: impl FnOnce() -> Result<Source, TrainError>,
 ) -> Result<Finished, TrainError> {
     let began = Instant::now();
-    let run = Run::take(place.home, &request.name, place.restart)?;
+    let run = Run::take_for_stage(place.home, &request.name, place.restart)?;
     let parent = place.home.resolve(&request.from)?;
     let lineage_of_parent = Lineage::load(&parent)?;
     let (config, tensors) = read_model(&parent)?;

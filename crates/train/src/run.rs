@@ -72,6 +72,21 @@ pub struct Run {
 }
 
 impl Run {
+    /// Takes the folder of run `name` for a stage that trains one model.
+    ///
+    /// # Errors
+    /// As [`Run::take`], and where the folder is a study's of many models.
+    pub fn take_for_stage(home: &Home, name: &str, restart: bool) -> Result<Run, TrainError> {
+        let folder = home.run(name)?;
+        if folder.join("trials").exists() {
+            let reason =
+                "this name is that of a comparison or of another study of many models; use another name"
+                    .into();
+            return Err(TrainError::Run { path: folder, reason });
+        }
+        Run::take(home, name, restart)
+    }
+
     /// Takes the folder of run `name`.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde_json::json;
+use strata_model::Config;
 
 use crate::plan::{Budget, Recipe};
 use crate::{
@@ -101,8 +102,16 @@ impl<'a> Trainer<'a> {
         if let Some(files) = files {
             if let Some(checkpoint) = Checkpoint::load_newest(&files.checkpoints(), progress)? {
                 if checkpoint.config != *learner.config() {
-                    let reason = "its model has another shape than this run's; use another name".to_string();
-                    return Err(TrainError::Checkpoint { path: files.checkpoints(), reason });
+                    let mixer = |config: &Config| config.mixing.name(config.layers);
+                    let reason = format!(
+                        "its checkpoints are of a model of another shape ({}, {} parameters) than this run's ({}, {}); \
+                         use another name, or --restart to begin anew",
+                        mixer(&checkpoint.config),
+                        checkpoint.config.parameter_count(),
+                        mixer(learner.config()),
+                        learner.config().parameter_count()
+                    );
+                    return Err(TrainError::Run { path: files.checkpoints(), reason });
                 }
                 learner.restore(checkpoint.tensors, checkpoint.moments)?;
                 batches.seek(&checkpoint.state.position)?;
@@ -139,6 +148,8 @@ impl<'a> Trainer<'a> {
         let (first_step, first_tokens) = (self.state.step, self.state.tokens);
         let mut validation = self.validate(progress)?;
         let mut saved_at = self.seconds();
+        // The rate counts from here: what was trained before an interruption took none of this process's time.
+        self.recent.push_back((saved_at, self.state.tokens));
         let mut stepping = 0.0;
         while !self.finished() && !stop.asked() {
             let before = self.fraction();
@@ -295,10 +306,7 @@ impl<'a> Trainer<'a> {
         while self.recent.len() > 2 && seconds - self.recent[0].0 > RATE_WINDOW {
             self.recent.pop_front();
         }
-        let (since, tokens) = match self.recent.len() {
-            0 | 1 => (self.seconds_before, 0),
-            _ => self.recent[0],
-        };
+        let (since, tokens) = self.recent[0];
         let rate = (self.state.tokens - tokens) as f64 / (seconds - since).max(1e-9);
         let fraction = self.fraction();
         StepReport {

@@ -106,18 +106,20 @@ pub fn matmul_packed<C: MatmulOutput>(
     accumulate: bool,
     scratch: &mut Scratch,
 ) {
-    run(unit, a, B::Packed { b, k: b.k(), n: b.n() }, c, c_row_stride, accumulate, scratch);
+    run(unit, a, B::Packed { b, first: (0, 0), k: b.k(), n: b.n() }, c, c_row_stride, accumulate, scratch);
 }
 
-/// As [`matmul_packed`] with the first rows of B, as many as A has columns, and its first `n` columns.
+/// As [`matmul_packed`] with a part of B: from row and column `first` on, both multiples of 32, as many rows as A has
+/// columns, and `n` columns.
 ///
 /// # Panics
-/// As [`matmul_bf16`], or where B has fewer rows or columns.
+/// As [`matmul_bf16`], or where B has fewer rows or columns, or the part begins inside a tile.
 #[allow(clippy::too_many_arguments, reason = "a product, and how much of B takes part")]
 pub(crate) fn matmul_packed_part<C: MatmulOutput>(
     unit: Bf16Unit,
     a: MatrixRef<bf16>,
     b: &PackedB,
+    first: (usize, usize),
     n: usize,
     c: &mut [C],
     c_row_stride: usize,
@@ -125,8 +127,17 @@ pub(crate) fn matmul_packed_part<C: MatmulOutput>(
     scratch: &mut Scratch,
 ) {
     let k = a.columns();
-    assert!(k <= b.k() && n <= b.n(), "{k} x {n} of a packed {} x {}", b.k(), b.n());
-    run(unit, a, B::Packed { b, k, n }, c, c_row_stride, accumulate, scratch);
+    assert!(
+        first.0 + k <= b.k() && first.1 + n <= b.n(),
+        "{k} x {n} from {first:?} on of a packed {} x {}",
+        b.k(),
+        b.n()
+    );
+    assert!(
+        first.0.is_multiple_of(TILE_DEPTH) && first.1.is_multiple_of(PANEL_COLS),
+        "a part of a packed matrix from {first:?} on, which is inside a tile"
+    );
+    run(unit, a, B::Packed { b, first, k, n }, c, c_row_stride, accumulate, scratch);
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -169,10 +180,11 @@ fn run<C: MatmulOutput>(
 #[derive(Clone, Copy)]
 pub(crate) enum B<'a> {
     View(MatrixRef<'a, bf16>),
-    /// The first `k` rows and `n` columns. A is filled up with zeros to whole tiles, so that it does not matter what
-    /// comes after the rows.
+    /// `k` rows and `n` columns from the row and column `first` on. A is filled up with zeros to whole tiles, so that it
+    /// does not matter what comes after the rows.
     Packed {
         b: &'a PackedB,
+        first: (usize, usize),
         k: usize,
         n: usize,
     },
@@ -310,7 +322,10 @@ impl<T: TileUnit, V: VectorUnit> Walk<'_, T, V> {
             for panel in 0..padded_cols / PANEL_COLS {
                 let b = match self.b {
                     B::View(_) => scratch.b.as_ptr().wrapping_add(panel * k_tiles * PANEL_STEP_BYTES),
-                    B::Packed { b, .. } => b.panel(cols.start / PANEL_COLS + panel, ks.start / TILE_DEPTH),
+                    B::Packed { b, first, .. } => {
+                        let (row, column) = (first.0 + ks.start, first.1 + cols.start);
+                        b.panel(column / PANEL_COLS + panel, row / TILE_DEPTH)
+                    }
                 };
                 let block = Block {
                     a,

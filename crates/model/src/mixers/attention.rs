@@ -18,7 +18,7 @@ pub(crate) struct Attention {
     heads: Heads,
     frequencies: Vec<f64>,
     positions: usize,
-    /// Rotary or not, and what a token sees; `None` is rotary and everything, which has operations of its own.
+    /// Rotary or not, and what a token sees; `None` is rotary and everything, which has a cache of its own when decoding.
     local: Option<Local>,
     /// Made when first needed: for a long context it is large, and names and shapes are asked for without it.
     rotary: OnceLock<Arc<RotaryTable>>,
@@ -119,16 +119,16 @@ impl Mixer for Attention {
 
     fn forward<E: Activation>(&self, tape: &mut Tape<'_, E>, whole: &Whole<'_>) -> Var {
         let qkv = tape.linear(whole.x, whole.weights[0]);
-        let attended = match self.local {
-            None => tape.attention(qkv, self.heads, self.rotary(), whole.starts),
+        let (table, sight) = match self.local {
+            None => (Some(self.rotary().clone()), Sight::ALL),
             Some(Local { rotary, sight }) => {
                 let ends = whole.starts.iter().skip(1).map(|&start| start as usize).chain([tape.rows(qkv)]);
                 let lengths =
                     whole.starts.iter().zip(ends).map(|(&start, end)| end.saturating_sub(start as usize));
-                let table = rotary.then(|| self.table_for(lengths.max().unwrap_or(0)));
-                tape.local_attention(qkv, self.heads, table, sight, whole.starts)
+                (rotary.then(|| self.table_for(lengths.max().unwrap_or(0))), sight)
             }
         };
+        let attended = tape.attention(qkv, self.heads, table, sight, whole.starts);
         tape.linear_residual(attended, whole.weights[1], whole.residual)
     }
 

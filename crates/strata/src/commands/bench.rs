@@ -172,6 +172,7 @@ fn train(bench: &TrainBench, place: &Place) -> Result<()> {
         learner.optimizer_step(1e-4, if norm > 1.0 { 1.0 / norm } else { 1.0 });
         Ok(loss / count as f64)
     };
+    let start = place.started.elapsed().as_secs_f64();
     for _ in 0..2 {
         step()?;
     }
@@ -209,6 +210,7 @@ fn train(bench: &TrainBench, place: &Place) -> Result<()> {
             "loss": loss,
             "steps": bench.steps,
             "seconds_per_step": seconds,
+            "seconds_to_first_step": start,
         }));
     }
     print_line(&format!(

@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::Result;
 use clap::Args;
 use serde_json::json;
-use strata_kernels::attention::{AttentionSaved, attention_backward, attention_forward};
+use strata_kernels::attention::{Attention, AttentionSaved, Sight, attention_backward, attention_forward};
 use strata_kernels::{BlockMut, Element, Isa, bf16};
 use strata_tensor::{Heads, Precision, RotaryTable};
 
@@ -98,7 +98,8 @@ fn measure<E: Element>(place: &Place, head: usize, length: usize) -> f64 {
         let mut log_sums = vec![0.0; length];
         let started = Instant::now();
         for _ in 0..sequences {
-            once(cpu.isa(), heads, &table, &qkv, &mut output, &mut log_sums, &mut gradients);
+            let attention = Attention { heads, table: Some(&table), sight: Sight::ALL };
+            once(cpu.isa(), attention, &qkv, &mut output, &mut log_sums, &mut gradients);
         }
         started.elapsed().as_secs_f64()
     };
@@ -109,18 +110,16 @@ fn measure<E: Element>(place: &Place, head: usize, length: usize) -> f64 {
 
 fn once<E: Element>(
     isa: Isa,
-    heads: Heads,
-    table: &RotaryTable,
+    attention: Attention<'_>,
     qkv: &[E],
     output: &mut [E],
     log_sums: &mut [f32],
     gradients: &mut [Vec<E>],
 ) {
-    let head = heads.dimension;
+    let head = attention.heads.dimension;
     attention_forward(
         isa,
-        heads,
-        table,
+        attention,
         0,
         qkv,
         &mut BlockMut::new(output, head),
@@ -130,5 +129,5 @@ fn once<E: Element>(
     let saved = AttentionSaved { qkv, output, d_output, log_sums };
     let [queries, keys, values] = gradients else { return };
     let [mut queries, mut keys, mut values] = [queries, keys, values].map(|g| BlockMut::new(g, head));
-    attention_backward(isa, heads, table, 0, saved, &mut queries, &mut keys, &mut values);
+    attention_backward(isa, attention, 0, saved, &mut queries, &mut keys, &mut values);
 }

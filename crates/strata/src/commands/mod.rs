@@ -6,6 +6,7 @@ pub mod bench_decode;
 pub mod bench_matmul;
 pub mod bench_serve;
 pub mod chat;
+pub mod compare;
 pub mod demo;
 pub mod eval;
 pub mod generate;

@@ -5,21 +5,31 @@ use crate::tape::{Operation, Tape, Var};
 use crate::{Activation, Heads, RotaryTable};
 use std::ops::Range;
 use std::sync::Arc;
-use strata_kernels::attention::{AttentionSaved, attention_backward, attention_forward};
+pub use strata_kernels::attention::Sight;
+use strata_kernels::attention::{self, AttentionSaved, attention_backward, attention_forward};
 use strata_kernels::grid;
 
 impl<E: Activation> Tape<'_, E> {
     /// Attention of each segment over itself: `qkv` holds rows as [`Heads`] describes them, segment `i` starts at
-    /// token `starts[i]` and ends where the next one starts; positions count from the segment's start.
+    /// token `starts[i]` and ends where the next one starts. A token sees what `sight` says; where there is a table, queries
+    /// and keys are turned to their positions, which count from the segment's start.
     ///
     /// # Panics
     /// Where `starts` does not begin with 0 and ascend, or a segment is longer than the table.
-    pub fn attention(&mut self, qkv: Var, heads: Heads, table: &Arc<RotaryTable>, starts: &[u32]) -> Var {
+    pub fn attention(
+        &mut self,
+        qkv: Var,
+        heads: Heads,
+        table: Option<Arc<RotaryTable>>,
+        sight: Sight,
+        starts: &[u32],
+    ) -> Var {
         let rows = self.rows(qkv);
         assert_eq!(self.width(qkv), heads.row(), "attention: the input's width is not the heads'");
         let segments = Segments::new(starts, rows).0;
         let longest = segments.iter().map(|s| s.len()).max().unwrap_or(0);
-        assert!(longest <= table.positions(), "attention: {longest} tokens, {} positions", table.positions());
+        let positions = table.as_ref().map_or(usize::MAX, |table| table.positions());
+        assert!(longest <= positions, "attention: {longest} tokens, {positions} positions");
         let mut output = self.buffers.take::<E>(rows * heads.query_row());
         let mut log_sums = self.buffers.take::<f32>(rows * heads.heads);
         let value = self.value(qkv);
@@ -35,22 +45,24 @@ impl<E: Activation> Tape<'_, E> {
         self.cpu.for_each(items, |(i, (mut output, mut sums))| {
             let segment = &segments[i / groups];
             let rows = &value[segment.start * heads.row()..segment.end * heads.row()];
-            attention_forward(self.cpu.isa(), heads, table, i % groups, rows, &mut output, &mut sums);
+            let attention = attention::Attention { heads, table: table.as_deref(), sight };
+            attention_forward(self.cpu.isa(), attention, i % groups, rows, &mut output, &mut sums);
         });
-        let operation = Attention { qkv, heads, table: table.clone(), segments, log_sums };
+        let operation = Attention { qkv, heads, table, sight, segments, log_sums };
         self.push(heads.query_row(), output, operation)
     }
 }
 
 /// `count` column ranges of `width` each, from `start`.
-pub(super) fn columns(start: usize, count: usize, width: usize) -> Vec<Range<usize>> {
+fn columns(start: usize, count: usize, width: usize) -> Vec<Range<usize>> {
     (0..count).map(|i| start + i * width..start + (i + 1) * width).collect()
 }
 
 struct Attention {
     qkv: Var,
     heads: Heads,
-    table: Arc<RotaryTable>,
+    table: Option<Arc<RotaryTable>>,
+    sight: Sight,
     segments: Vec<Range<usize>>,
     log_sums: Vec<f32>,
 }
@@ -79,7 +91,8 @@ impl<E: Activation> Operation<E> for Attention {
                 d_output: &d_output[s.start * query_row..s.end * query_row],
                 log_sums: &self.log_sums[s.start * heads.heads..s.end * heads.heads],
             };
-            attention_backward(tape.cpu.isa(), heads, &self.table, group, saved, &mut q, &mut k, &mut v);
+            let attention = attention::Attention { heads, table: self.table.as_deref(), sight: self.sight };
+            attention_backward(tape.cpu.isa(), attention, group, saved, &mut q, &mut k, &mut v);
         });
         tape.add_gradient(self.qkv, d_qkv);
         tape.buffers.give(self.log_sums);
@@ -113,8 +126,22 @@ mod tests {
         let table = table();
         check::parameters(&parameters, 1e-3, |tape| {
             let qkv = tape.embedding(id, &[0, 1, 2, 3, 4, 5]);
-            tape.attention(qkv, HEADS, &table, &[0, 1, 4])
+            tape.attention(qkv, HEADS, Some(table.clone()), Sight::ALL, &[0, 1, 4])
         });
+    }
+
+    #[test]
+    fn attention_within_sight_over_segments_passes_the_gradient_check() {
+        let (parameters, id) = embedded(6);
+        for (sight, table) in [
+            (Sight { window: 2, alibi: false }, Some(table())),
+            (Sight { window: usize::MAX, alibi: true }, None),
+        ] {
+            check::parameters(&parameters, 1e-3, |tape| {
+                let qkv = tape.embedding(id, &[0, 1, 2, 3, 4, 5]);
+                tape.attention(qkv, HEADS, table.clone(), sight, &[0, 1, 2])
+            });
+        }
     }
 
     #[test]
@@ -127,7 +154,7 @@ mod tests {
                 let mut buffers = Buffers::new();
                 let mut tape = Tape::<f32>::new(&cpu, &parameters, None, &mut buffers);
                 let qkv = tape.embedding(id, tokens);
-                let y = tape.attention(qkv, HEADS, &table, starts);
+                let y = tape.attention(qkv, HEADS, Some(table.clone()), Sight::ALL, starts);
                 tape.value(y).to_vec()
             };
             let packed = run(&[8, 7, 0, 1, 2, 3, 4, 5], &[0, 2, 6]);

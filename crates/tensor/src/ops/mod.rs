@@ -7,7 +7,6 @@ mod cross_entropy;
 mod embedding;
 mod gated_norm;
 mod linear;
-mod local_attention;
 pub(crate) mod lstm;
 mod rms_norm;
 mod s4d;
@@ -15,8 +14,8 @@ pub(crate) mod segments;
 mod ssm_scan;
 mod swiglu;
 
+pub use attention::Sight;
 pub use cross_entropy::Loss;
-pub use local_attention::Sight;
 pub use s4d::{S4dNumbers, S4dParameters};
 pub use ssm_scan::{ScanParameters, ScanShape};
 pub use strata_kernels::ssm::CHUNK;

@@ -5,6 +5,7 @@ use strata_model::{Config, NamedTensor};
 
 use super::*;
 use crate::{Decay, Moments, Schedule};
+use std::time::Duration;
 
 const VOCAB: usize = 5;
 
@@ -16,6 +17,8 @@ struct Bigram {
     gradients: Vec<f32>,
     moments: Moments,
     fail_at: Option<u64>,
+    /// How long a pass takes.
+    pause: Duration,
 }
 
 fn config() -> Config {
@@ -49,6 +52,7 @@ impl Bigram {
             gradients: vec![0.0; VOCAB * VOCAB],
             moments,
             fail_at: None,
+            pause: Duration::ZERO,
         }
     }
 
@@ -65,6 +69,7 @@ impl Learner for Bigram {
         &self.config
     }
     fn loss_and_gradients(&mut self, batch: &Batch, normalizer: f32) -> Result<f64, TrainError> {
+        std::thread::sleep(self.pause);
         for ((token, target), weight) in batch.tokens.iter().zip(&batch.targets).zip(&batch.weights) {
             let probabilities = self.probabilities(*token);
             for (next, probability) in probabilities.iter().enumerate() {
@@ -226,8 +231,16 @@ fn a_run_that_was_stopped_continues_to_the_same_numbers() {
     assert!(outcome.stopped && outcome.step == 23);
 
     // A fresh process: nothing but the folder is left.
-    let mut resumed = Bigram::new();
-    let outcome = train(&recipe, &mut resumed, Some(&files), &Stop::default(), &mut |_| ()).unwrap();
+    let mut resumed = Bigram { pause: Duration::from_millis(1), ..Bigram::new() };
+    let mut rates = Vec::new();
+    let outcome = train(&recipe, &mut resumed, Some(&files), &Stop::default(), &mut |event| {
+        if let Event::Step(report) = event {
+            rates.push(report.tokens_per_second);
+        }
+    })
+    .unwrap();
+    // 16 tokens in two passes of a millisecond, not those of 23 steps before.
+    assert!(rates[0] <= 8000.0, "{} tokens per second", rates[0]);
     assert_eq!((outcome.step, outcome.stopped), (60, false));
     assert_eq!(resumed.table, whole.table, "bit for bit");
     assert_eq!(resumed.moments, whole.moments);

@@ -266,6 +266,21 @@ impl Study {
         stop: &Stop,
         progress: &mut Progress<'_>,
     ) -> Result<Option<TrialResult>, TrainError> {
+        self.train_and(trial, machine, stop, progress, &mut |_| Ok(()))
+    }
+
+    /// As [`Study::train`]; `then` gets the trained decoder before the result is written, to keep what it wants of it.
+    ///
+    /// # Errors
+    /// As [`Study::train`], and those of `then`.
+    pub fn train_and(
+        &self,
+        trial: &Trial,
+        machine: &Machine,
+        stop: &Stop,
+        progress: &mut Progress<'_>,
+        then: &mut dyn FnMut(&Decoder) -> Result<(), TrainError>,
+    ) -> Result<Option<TrialResult>, TrainError> {
         if let Some(result) = self.finished(trial, machine.precision)? {
             return Ok(Some(result));
         }
@@ -295,6 +310,7 @@ impl Study {
         let Some(validation) = outcome.validation else {
             return Err(TrainError::Request("nothing was held out to compare trials by".into()));
         };
+        then(learner.decoder())?;
         let embedding = model.vocab_size * model.width * if model.tied { 1 } else { 2 };
         let rate = flops_per_token(model, recipe.sequence);
         let budget = recipe.budget.tokens.unwrap_or(0);

@@ -198,7 +198,7 @@ fn check_exact<T: TileUnit, V: VectorUnit, C: Element>(
     if case.packed {
         let mut packed = PackedB::default();
         packed.refresh_with(vectors, b.view());
-        product.run(a.view(), B::Packed { b: &packed, k, n }, &mut c, stride, scratch);
+        product.run(a.view(), B::Packed { b: &packed, first: (0, 0), k, n }, &mut c, stride, scratch);
     } else {
         product.run(a.view(), B::View(b.view()), &mut c, stride, scratch);
     }
@@ -302,12 +302,19 @@ fn a_part_of_a_packed_b_gives_the_product_with_that_part_alone() {
         let b = Stored::new(whole_k, whole_n, DENSE, |k, col| bf16::from_f32(b_value(k, col)));
         let mut packed = PackedB::default();
         packed.refresh_with(vectors, b.view());
-        for (k, n) in [(130, 90), (64, 90), (130, 32), (33, 50), (1, 1)] {
+        let from_start = [(130, 90), (64, 90), (130, 32), (33, 50), (1, 1)].map(|part| ((0, 0), part));
+        let from_within = [((32, 0), (98, 90)), ((0, 64), (130, 26)), ((96, 32), (33, 40))];
+        for (first, (k, n)) in from_start.into_iter().chain(from_within) {
             let a = Stored::new(m, k, DENSE, |row, k| bf16::from_f32(a_value(row, k)));
             let mut c = vec![0.0f32; m * n];
-            let part = B::Packed { b: &packed, k, n };
+            let part = B::Packed { b: &packed, first, k, n };
             Product { tiles, vectors, accumulate: false }.run(a.view(), part, &mut c, n, &mut Scratch::new());
-            assert_eq!(c, reference(m, k, n), "{k} x {n}");
+            for (i, c) in c.iter().enumerate() {
+                let (row, col) = (i / n, i % n);
+                let expected: f32 =
+                    (0..k).map(|k| a_value(row, k) * b_value(first.0 + k, first.1 + col)).sum();
+                assert_eq!(*c, expected, "{k} x {n} from {first:?} on, at {row}, {col}");
+            }
         }
     });
 }
