@@ -6,8 +6,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::mixers::{self, AnyMixer, Letter, Mixing, SsmShape, UNBOUNDED};
-use crate::{ModelError, names::Names};
+use crate::mixers::{self, AnyMixer, CacheFormat, Letter, Mixing, SsmShape, UNBOUNDED};
+use crate::{ModelError, WeightFormat, names::Names};
 use std::sync::Arc;
 
 /// The shape of a decoder: everything needed to compute it but the weights.
@@ -222,6 +222,12 @@ impl Config {
     /// The mixer of every block.
     pub fn mixers(&self) -> Vec<Arc<dyn AnyMixer>> {
         mixers::of(self)
+    }
+
+    /// Bytes of a sequence's state after `length` tokens, beside weights in `format`.
+    pub fn state_bytes(&self, length: usize, format: WeightFormat) -> usize {
+        let format = CacheFormat::beside(format);
+        self.mixers().iter().map(|mixer| mixer.state_bytes(length, format)).sum()
     }
 
     /// As [`Config::tensors`], with these mixers in the blocks.

@@ -8,6 +8,10 @@ use crate::shards::Shard;
 
 /// Batches from a shard.
 ///
+/// Endless batches take pieces of documents, each of a few rows, in an order of their own: a corpus of a few long
+/// documents would else be read source by source, and a run would end with what came last. Nothing is lost by it, since
+/// no row sees what was in the one before.
+///
 /// A document that does not fit into what is left of a row goes on in the next row, as a segment of its
 /// own; the last position before the cut still predicts the true next token, so that each token of the
 /// shard is a target exactly once an epoch.
@@ -15,6 +19,8 @@ use crate::shards::Shard;
 pub struct BaseBatches {
     shard: Arc<Shard>,
     options: BatchOptions,
+    /// Documents, and the first position of a piece of each.
+    pieces: Vec<(u32, u64)>,
     order: Vec<u32>,
     epoch: u64,
     item: u64,
@@ -39,9 +45,15 @@ impl BaseBatches {
                 ),
             });
         }
+        let pieces = pieces(&shard, options);
+        if u32::try_from(pieces.len()).is_err() {
+            let problem = format!("{} holds more than 2^32 pieces of documents", shard.path().display());
+            return Err(DataError::Setting { what: "shard", problem });
+        }
         let mut batches = BaseBatches {
             shard,
             options,
+            pieces,
             order: Vec::new(),
             epoch: 0,
             item: 0,
@@ -75,7 +87,7 @@ impl BaseBatches {
         BatchesState {
             seed: self.options.seed,
             sequence: self.options.sequence as u64,
-            items: self.shard.documents(),
+            items: self.pieces.len() as u64,
             tokens: self.shard.tokens(),
             epoch: self.epoch,
             item: self.item,
@@ -88,14 +100,14 @@ impl BaseBatches {
     /// # Errors
     /// [`DataError::Setting`] when it belongs to another shard, seed or row length.
     pub fn seek(&mut self, state: &BatchesState) -> Result<(), DataError> {
-        state.check(&self.position(), self.shard.documents())?;
+        state.check(&self.position(), self.pieces.len() as u64)?;
         (self.epoch, self.item, self.offset) = (state.epoch, state.item, state.offset);
         self.reorder();
         Ok(())
     }
 
     fn reorder(&mut self) {
-        let count = self.shard.documents() as usize;
+        let count = self.pieces.len();
         self.order = if self.options.endless {
             order(count, self.options.seed, self.epoch)
         } else {
@@ -106,7 +118,8 @@ impl BaseBatches {
     fn fill_row(&mut self, batch: &mut Batch, row_start: usize, sequence: usize) -> Result<(), DataError> {
         let row_end = row_start + sequence;
         while batch.tokens.len() < row_end {
-            let Some(document) = self.order.get(self.item as usize).copied().map(u64::from) else {
+            let piece = self.order.get(self.item as usize).map(|piece| self.pieces[*piece as usize]);
+            let Some((document, first)) = piece.map(|(document, first)| (u64::from(document), first)) else {
                 if !self.options.endless {
                     pad(batch, row_end, self.shard.end_token());
                     return Ok(());
@@ -117,10 +130,11 @@ impl BaseBatches {
                 continue;
             };
             // Position p reads token p - 1 (the beginning, for 0) and predicts token p (the end, for n).
-            let positions = self.shard.document_tokens(document) + 1;
+            let positions =
+                (self.shard.document_tokens(document) + 1 - first).min(piece_length(self.options));
             let count = (positions - self.offset.min(positions)).min((row_end - batch.tokens.len()) as u64);
             if count > 0 {
-                self.segment(batch, document, count as usize)?;
+                self.segment(batch, document, first + self.offset, count as usize)?;
             }
             self.offset += count;
             if self.offset >= positions {
@@ -131,14 +145,20 @@ impl BaseBatches {
         Ok(())
     }
 
-    /// Appends `count` positions of `document` from `self.offset` on as one segment.
-    fn segment(&mut self, batch: &mut Batch, document: u64, count: usize) -> Result<(), DataError> {
+    /// Appends `count` positions of `document` from `first` on as one segment.
+    fn segment(
+        &mut self,
+        batch: &mut Batch,
+        document: u64,
+        first: u64,
+        count: usize,
+    ) -> Result<(), DataError> {
         batch.starts.push(batch.tokens.len() as u32);
         self.scratch.clear();
-        if self.offset == 0 {
+        if first == 0 {
             self.scratch.push(self.shard.begin_token());
         }
-        let from = self.offset.saturating_sub(1);
+        let from = first.saturating_sub(1);
         self.shard.read(document, from, count + 1 - self.scratch.len(), &mut self.scratch)?;
         if self.scratch.len() == count {
             self.scratch.push(self.shard.end_token());
@@ -151,6 +171,25 @@ impl BaseBatches {
         batch.bytes += targets.iter().map(|token| u64::from(lengths[*token as usize])).sum::<u64>();
         Ok(())
     }
+}
+
+/// Rows of a piece: many enough that few rows are cut by a border, few enough that sources mix.
+const PIECE_ROWS: u64 = 4;
+
+/// Positions of a piece at most: documents stay whole in one pass in the order of the data.
+fn piece_length(options: BatchOptions) -> u64 {
+    if options.endless { PIECE_ROWS * options.sequence as u64 } else { u64::MAX }
+}
+
+/// All pieces: the document, and its first position.
+fn pieces(shard: &Shard, options: BatchOptions) -> Vec<(u32, u64)> {
+    let length = piece_length(options);
+    let mut pieces = Vec::with_capacity(shard.documents() as usize);
+    for document in 0..shard.documents() {
+        let count = (shard.document_tokens(document) + 1).div_ceil(length);
+        pieces.extend((0..count).map(|piece| (document as u32, piece * length)));
+    }
+    pieces
 }
 
 /// Fills up to `end` with a segment of weight 0.

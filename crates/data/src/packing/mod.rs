@@ -73,15 +73,15 @@ pub struct BatchesState {
     pub seed: u64,
     /// Positions of a row.
     pub sequence: u64,
-    /// Documents or examples in the data, to notice a state that belongs to other data.
+    /// Pieces of documents, or examples, in the data, to notice a state that belongs to other data.
     pub items: u64,
     /// Tokens in the data, for the same purpose.
     pub tokens: u64,
     /// Passes over the data begun before this one.
     pub epoch: u64,
-    /// Next document or row in the order of this epoch.
+    /// Next piece or row in the order of this epoch.
     pub item: u64,
-    /// Next position within that document.
+    /// Next position within that piece.
     pub offset: u64,
 }
 

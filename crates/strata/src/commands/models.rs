@@ -3,8 +3,6 @@
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use serde_json::json;
-use std::sync::Arc;
-use strata_model::mixers::{AnyMixer, CacheFormat};
 use strata_model::{Config, Lineage};
 
 use super::{print_json, print_line};
@@ -104,9 +102,7 @@ fn show(model: &str, json: bool, place: &Place) -> Result<()> {
         config.vocab_size,
         config.context()
     ))?;
-    let format = CacheFormat::beside(DEFAULT_WEIGHTS.format());
-    let bytes = |mixer: &Arc<dyn AnyMixer>| mixer.state_bytes(config.max_positions, format);
-    let state: usize = config.mixers().iter().map(bytes).sum();
+    let state = config.state_bytes(config.max_positions, DEFAULT_WEIGHTS.format());
     print_line(&format!(
         "mixer       {}; a sequence of {} tokens holds {} KB",
         config.mixing.name(config.layers),

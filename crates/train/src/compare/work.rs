@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use strata_data::shards::HELD_OUT_FILE;
 use strata_data::{RecallTask, Shard};
 use strata_model::weights::{read_tensors, write_weights};
-use strata_model::{Decoder, Inference, Input, Wanted};
+use strata_model::{Decoder, Inference, Input, Wanted, WeightFormat};
 
 use super::files::Comparison;
 use super::plan::Entry;
@@ -202,8 +202,7 @@ const STREAM_PIECE: usize = 250;
 /// Reads a long stream where the state does not grow with its length, and measures the memory.
 fn stream(entry: &Entry, machine: &Machine, memory: &dyn Fn() -> Option<u64>) -> Result<Memory, TrainError> {
     let trained = entry.model.max_positions;
-    let state_bytes =
-        |length| entry.model.mixers().iter().map(|mixer| mixer.state_bytes(length)).sum::<usize>();
+    let state_bytes = |length| entry.model.state_bytes(length, WeightFormat::Bf16);
     let grown = state_bytes(9 * trained) - state_bytes(8 * trained);
     let mut result = Memory {
         mixer: entry.mixer.clone(),
@@ -218,7 +217,7 @@ fn stream(entry: &Entry, machine: &Machine, memory: &dyn Fn() -> Option<u64>) ->
     if grown > 0 || entry.model.context() < STREAMED {
         return Ok(result);
     }
-    let model = Inference::new(Decoder::new(&entry.model, 1)?, &machine.cpu);
+    let model = Inference::with_format(Decoder::new(&entry.model, 1)?, &machine.cpu, WeightFormat::Bf16);
     let mut state = model.new_state();
     for start in (0..STREAMED).step_by(STREAM_PIECE) {
         let token = |at: usize| (at as u64 * 2_654_435_761 % entry.model.vocab_size as u64) as u32;
