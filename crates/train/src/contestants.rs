@@ -172,7 +172,7 @@ pub fn matched_shapes(
     let shapes: Vec<Config> = shapes.into_iter().flatten().collect();
     for (contestant, shape) in contestants.iter().zip(&shapes) {
         let found = shape.parameter_count();
-        if !((found as f64 / wanted as f64 - 1.0).abs() <= MATCHED) {
+        if (found as f64 / wanted as f64 - 1.0).abs() > MATCHED {
             return Err(TrainError::Request(format!(
                 "the mixer \"{}\" cannot be matched: its nearest model has {found} parameters and {wanted} were wanted; \
                  ask for other parameters",
