@@ -133,7 +133,7 @@ fn an_interrupted_plan_and_wrong_settings_are_told_with_code_2() {
     place.fails("compare --corpus text.txt --name x --minutes 0", 2);
     place.fails("compare --corpus text.txt --name x --minutes 1 --tokens 5", 2);
     place.fails("compare --name x --seeds 2", 2);
-    assert!(place.fails("compare --name x", 2).contains("--corpus"));
+    assert!(place.fails("compare --name nowhere", 2).contains("--corpus"));
     assert!(place.fails("compare --corpus absent.txt --name gone --tokens 6k", 2).contains("absent.txt"));
 
     let train = "train base --corpus text.txt --name taken --tokens 1k --json";
