@@ -135,8 +135,12 @@ pub fn matched_shapes(
         let overrides = Overrides { layers, ..Overrides::default() };
         shape_of_width(width, sequence, vocab_size, &overrides)
     };
-    let reference = match size {
-        Size::Shape { width, layers } => attention(width, Some(layers.max(least_layers)))?,
+    match size {
+        Size::Shape { width, layers } => {
+            let reference = attention(width, Some(layers.max(least_layers)))?;
+            let wanted = reference.parameter_count();
+            matched_to(contestants, &reference, wanted)
+        }
         Size::Parameters(wanted) => {
             let mut candidates = Vec::new();
             for step in 1..=64 {
@@ -144,19 +148,28 @@ pub fn matched_shapes(
                 candidates.push(attention(64 * step, Some(natural.layers.max(least_layers)))?);
             }
             let distance = |config: &Config| (config.parameter_count() as f64 / wanted as f64).ln().abs();
-            let best = candidates.into_iter().min_by(|a, b| distance(a).total_cmp(&distance(b)));
-            best.ok_or_else(|| TrainError::Request("no shape fits".into()))?
+            candidates.sort_by(|a, b| distance(a).total_cmp(&distance(b)));
+            // What one mixer cannot match at the nearest width, it may at a smaller one.
+            let mut tried =
+                candidates.iter().take(3).map(|shape| matched_to(contestants, shape, wanted as usize));
+            let first = tried.next().ok_or_else(|| TrainError::Request("no shape fits".into()))?;
+            first.or_else(|error| tried.find_map(Result::ok).ok_or(error))
         }
-    };
-    let mut wanted = match size {
-        Size::Parameters(parameters) => parameters as usize,
-        Size::Shape { .. } => reference.parameter_count(),
-    };
+    }
+}
+
+/// The contestants' shapes with the width and the blocks of `reference`, each of `wanted` parameters, or of as many as
+/// the contestant nearest to that which has whole blocks only.
+fn matched_to(
+    contestants: &[Contestant],
+    reference: &Config,
+    mut wanted: usize,
+) -> Result<Vec<Config>, TrainError> {
     let mut shapes: Vec<Option<Config>> = vec![None; contestants.len()];
     for (contestant, shape) in contestants.iter().zip(&mut shapes) {
         if contestant.is_bare()? {
             let layers = (reference.layers..=3 * reference.layers)
-                .map(|layers| with(contestant, &reference, Some(layers), None));
+                .map(|layers| with(contestant, reference, Some(layers), None));
             let bare = nearest(layers, wanted)?;
             wanted = bare.parameter_count();
             *shape = Some(bare);
@@ -165,7 +178,7 @@ pub fn matched_shapes(
     for (contestant, shape) in contestants.iter().zip(&mut shapes) {
         if shape.is_none() {
             let widths = (1..=8 * reference.width / FFN_STEP)
-                .map(|step| with(contestant, &reference, Some(reference.layers), Some(FFN_STEP * step)));
+                .map(|step| with(contestant, reference, Some(reference.layers), Some(FFN_STEP * step)));
             *shape = Some(nearest(widths, wanted)?);
         }
     }
@@ -217,7 +230,7 @@ mod tests {
     fn matched_models_differ_by_a_step_of_the_inner_layer_at_most() {
         let names = ["attention", "ssm", "s4d", "hybrid:SSSA", "lstm", "none", "attention+positions=alibi"];
         let contestants: Vec<Contestant> = names.map(contestant).to_vec();
-        for wanted in [1_000_000, 5_000_000, 20_000_000u64] {
+        for wanted in [2_000_000, 5_000_000, 20_000_000u64] {
             let shapes = matched_shapes(&contestants, Size::Parameters(wanted), 512, 4096).unwrap();
             let counts: Vec<usize> = shapes.iter().map(Config::parameter_count).collect();
             let (least, most) = (counts.iter().min().unwrap(), counts.iter().max().unwrap());
@@ -228,6 +241,9 @@ mod tests {
             assert!((0.85..1.15).contains(&(counts[0] as f64 / wanted as f64)), "{counts:?}");
             assert!(shapes.iter().all(|shape| shape.width == shapes[0].width));
         }
+        // Four blocks of an LSTM and a vocabulary of 4,096 take more.
+        let error = matched_shapes(&contestants, Size::Parameters(1_000_000), 512, 4096).unwrap_err();
+        assert!(error.to_string().contains("\"lstm\" cannot be matched"), "{error}");
     }
 
     #[test]
@@ -253,7 +269,8 @@ mod tests {
         assert!(refused("attention+positions=polar").contains("alibi"));
         assert!(refused("ssm+window=5").contains("attention"));
         let state = [contestant("ssm+state_head_dim=48")];
-        let message = matched_shapes(&state, Size::Parameters(1_000_000), 512, 4096).unwrap_err().to_string();
+        let shape = Size::Shape { width: 128, layers: 2 };
+        let message = matched_shapes(&state, shape, 512, 4096).unwrap_err().to_string();
         assert!(message.contains("head_dim") && message.contains("divisor"), "{message}");
     }
 }

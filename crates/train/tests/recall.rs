@@ -45,7 +45,7 @@ fn attention_uses_what_it_read_and_no_mixing_guesses() {
 
 #[test]
 fn attention_copies_and_no_mixing_guesses() {
-    let lesson = lesson(RecallTask::Copy, 8, 200);
+    let lesson = lesson(RecallTask::Copy, 8, 300);
     let attention = learn(&lesson, "attention", None, None).unwrap();
     assert!(attention.accuracy > 0.9, "{attention:?}");
     let none = learn(&lesson, "none", None, None).unwrap();
