@@ -18,7 +18,6 @@ pub(super) struct Tick {
 
 impl Axis {
     /// Equal distances are equal differences.
-    #[allow(dead_code, reason = "not every set of commands draws such an axis")]
     pub fn linear(label: impl Into<String>) -> Axis {
         Axis { label: label.into(), logarithmic: false }
     }
