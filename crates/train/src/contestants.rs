@@ -153,7 +153,10 @@ pub fn matched_shapes(
             let mut tried =
                 candidates.iter().take(3).map(|shape| matched_to(contestants, shape, wanted as usize));
             let first = tried.next().ok_or_else(|| TrainError::Request("no shape fits".into()))?;
-            first.or_else(|error| tried.find_map(Result::ok).ok_or(error))
+            match first {
+                Err(error @ TrainError::Request(_)) => tried.find_map(Result::ok).ok_or(error),
+                first => first,
+            }
         }
     }
 }
@@ -269,8 +272,7 @@ mod tests {
         assert!(refused("attention+positions=polar").contains("alibi"));
         assert!(refused("ssm+window=5").contains("attention"));
         let state = [contestant("ssm+state_head_dim=48")];
-        let shape = Size::Shape { width: 128, layers: 2 };
-        let message = matched_shapes(&state, shape, 512, 4096).unwrap_err().to_string();
+        let message = matched_shapes(&state, Size::Parameters(1_000_000), 512, 4096).unwrap_err().to_string();
         assert!(message.contains("head_dim") && message.contains("divisor"), "{message}");
     }
 }
