@@ -219,7 +219,10 @@ pub(super) fn read_overrides(path: Option<&Path>) -> Result<Overrides> {
     let Some(path) = path else { return Ok(Overrides::default()) };
     let text = std::fs::read_to_string(path)
         .map_err(|error| BadInput(format!("cannot read {}: {error}", path.display())))?;
-    toml::from_str(&text).map_err(|error| BadInput(format!("{}: {error}", path.display())).into())
+    let wrong = |error: &dyn std::fmt::Display| BadInput(format!("{}: {error}", path.display()));
+    let overrides: Overrides = toml::from_str(&text).map_err(|error| wrong(&error))?;
+    overrides.check().map_err(|error| wrong(&error))?;
+    Ok(overrides)
 }
 
 fn tell(finished: &Finished, json: bool) -> Result<()> {
