@@ -1,5 +1,6 @@
 //! The one dial: from minutes (or tokens, or parameters) to everything else, each choice with its reason.
 
+mod optimizer;
 mod overrides;
 mod shape;
 #[cfg(test)]
@@ -8,8 +9,9 @@ mod tests;
 use serde::{Deserialize, Serialize};
 use strata_model::Config;
 
-use crate::{Decay, Schedule, TrainError};
+use crate::{Schedule, TrainError};
 
+use optimizer::{TOKENS_PER_PASS, choose_batch, choose_beta2, choose_rate, schedule};
 pub use overrides::Overrides;
 use shape::choose_shape;
 pub use shape::{flops_per_token, matmul_parameters, predicted_loss, shape_of_width, vocab_size};
@@ -97,11 +99,6 @@ pub struct BasePlan {
 /// Tokens per parameter at which training compute is best spent (Hoffmann et al. 2022, "Training
 /// Compute-Optimal Large Language Models").
 const TOKENS_PER_PARAMETER: f64 = 20.0;
-/// AdamW's second averaging factor unless a recipe says otherwise.
-const BETA2: f64 = 0.95;
-/// Tokens in flight per pass through the model, beyond which activations leave the caches for good.
-const TOKENS_PER_PASS: usize = 8192;
-
 /// Chooses shape and recipe of a base model.
 ///
 /// # Errors
@@ -148,11 +145,9 @@ pub fn plan_base(dial: Dial, facts: Facts, overrides: &Overrides, seed: u64) -> 
         )
     });
     let (rows, accumulation) = choose_batch(compute, tokens, sequence, facts, overrides, &mut decisions);
-    // DeepSeek LLM (Bi et al. 2024), equation 1, kept within what models of this size bear.
-    let peak = overrides.learning_rate.unwrap_or((0.3118 * compute.powf(-0.125)).clamp(2e-4, 4e-3));
-    decisions.add("learning rate", format!("{peak:.2e}"), overrides.learning_rate.is_some(), || {
-        "0.3118 · operations^-0.125, at most 4e-3".to_string()
-    });
+    let step_tokens = (sequence * rows * accumulation) as f64;
+    let peak = choose_rate(compute, shape.width, step_tokens, overrides, &mut decisions);
+    let beta2 = choose_beta2(step_tokens, overrides, &mut decisions);
     let recipe = Recipe {
         seed,
         sequence,
@@ -160,7 +155,7 @@ pub fn plan_base(dial: Dial, facts: Facts, overrides: &Overrides, seed: u64) -> 
         accumulation,
         clip: overrides.clip.unwrap_or(1.0),
         weight_decay: overrides.weight_decay.unwrap_or(0.1),
-        betas: (0.9, overrides.beta2.unwrap_or(BETA2)),
+        betas: (0.9, beta2),
         budget: Budget {
             tokens: if dial.seconds.is_some() { dial.tokens } else { Some(tokens.round() as u64) },
             seconds: dial.seconds,
@@ -222,14 +217,16 @@ pub fn plan_examples(
             None => "small: the model comes from elsewhere and its own rate is not known".to_string(),
         }
     });
+    let accumulation = overrides.accumulation.unwrap_or(1);
+    let beta2 = choose_beta2((sequence * rows * accumulation) as f64, overrides, &mut decisions);
     let recipe = Recipe {
         seed,
         sequence,
         rows,
-        accumulation: overrides.accumulation.unwrap_or(1),
+        accumulation,
         clip: overrides.clip.unwrap_or(1.0),
         weight_decay: overrides.weight_decay.unwrap_or(0.01),
-        betas: (0.9, overrides.beta2.unwrap_or(BETA2)),
+        betas: (0.9, beta2),
         budget,
         schedule: schedule(peak, overrides),
     };
@@ -245,15 +242,6 @@ fn describe(budget: Budget) -> String {
     }
 }
 
-fn schedule(peak: f64, overrides: &Overrides) -> Schedule {
-    Schedule {
-        peak,
-        warmup: overrides.warmup.unwrap_or(0.03),
-        decay: overrides.decay.unwrap_or(Decay::Cosine),
-        floor: overrides.floor.unwrap_or(0.05),
-    }
-}
-
 struct Decisions(Vec<Decision>);
 
 impl Decisions {
@@ -261,33 +249,4 @@ impl Decisions {
         let why = if given { "as asked for".to_string() } else { why() };
         self.0.push(Decision { what: what.to_string(), value: value.to_string(), why });
     }
-}
-
-/// Rows per pass and passes per step.
-fn choose_batch(
-    compute: f64,
-    tokens: f64,
-    sequence: usize,
-    facts: Facts,
-    overrides: &Overrides,
-    decisions: &mut Decisions,
-) -> (usize, usize) {
-    // DeepSeek LLM (Bi et al. 2024), equation 1; but small budgets, which lie far below its measurements, need
-    // steps more than smooth gradients.
-    let best = (0.292 * compute.powf(0.3271)).min(tokens / 1500.0).max(1.0);
-    let threads = facts.threads.max(1);
-    let all_rows = ((best / sequence as f64).round() as usize).max(1).next_multiple_of(threads);
-    let per_pass = (TOKENS_PER_PASS / sequence).max(1).next_multiple_of(threads);
-    let rows = overrides.rows.unwrap_or(all_rows.min(per_pass));
-    let accumulation = overrides.accumulation.unwrap_or(match overrides.rows {
-        Some(_) => 1,
-        None => all_rows.div_ceil(rows),
-    });
-    decisions.add("rows", rows, overrides.rows.is_some(), || {
-        format!("{best:.0} tokens per step suit this budget; a multiple of the {threads} threads")
-    });
-    decisions.add("passes per step", accumulation, overrides.accumulation.is_some(), || {
-        format!("{TOKENS_PER_PASS} tokens at once keep activations near the cores")
-    });
-    (rows, accumulation)
 }
