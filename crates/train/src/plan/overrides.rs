@@ -67,16 +67,38 @@ impl Overrides {
         if let Some((field, _)) = counts.iter().find(|(_, count)| *count == Some(0)) {
             return Err(TrainError::Request(format!("{field} = 0: expected 1 or more")));
         }
-        let numbers: [(&str, Option<f64>, &str, fn(f64) -> bool); 6] = [
-            ("learning_rate", self.learning_rate, "a number above 0", |x| x > 0.0),
-            ("warmup", self.warmup, "a fraction of the run from 0 to below 1", |x| (0.0..1.0).contains(&x)),
-            ("floor", self.floor, "a fraction of the peak from 0 to 1", |x| (0.0..=1.0).contains(&x)),
-            ("weight_decay", self.weight_decay, "0 or a number above it", |x| x >= 0.0),
-            ("beta2", self.beta2, "a number from 0 to below 1", |x| (0.0..1.0).contains(&x)),
-            ("clip", self.clip, "a number above 0", |x| x > 0.0),
+        let positive = |value: f64| value > 0.0;
+        let fraction = |value: f64| (0.0..1.0).contains(&value);
+        let numbers = [
+            (
+                "learning_rate",
+                self.learning_rate,
+                "a number above 0",
+                self.learning_rate.is_none_or(positive),
+            ),
+            (
+                "warmup",
+                self.warmup,
+                "a fraction of the run, from 0 to below 1",
+                self.warmup.is_none_or(fraction),
+            ),
+            (
+                "floor",
+                self.floor,
+                "a fraction of the peak, from 0 to 1",
+                self.floor.is_none_or(|floor| floor == 1.0 || fraction(floor)),
+            ),
+            (
+                "weight_decay",
+                self.weight_decay,
+                "0 or more",
+                self.weight_decay.is_none_or(|decay| decay >= 0.0),
+            ),
+            ("beta2", self.beta2, "a number from 0 to below 1", self.beta2.is_none_or(fraction)),
+            ("clip", self.clip, "a number above 0", self.clip.is_none_or(positive)),
         ];
         for (field, value, expected, fits) in numbers {
-            if let Some(value) = value.filter(|&value| !value.is_finite() || !fits(value)) {
+            if let Some(value) = value.filter(|value| !value.is_finite() || !fits) {
                 return Err(TrainError::Request(format!("{field} = {value}: expected {expected}")));
             }
         }
