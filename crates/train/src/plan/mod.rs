@@ -11,7 +11,7 @@ use strata_model::Config;
 
 use crate::{Schedule, TrainError};
 
-use optimizer::{TOKENS_PER_PASS, choose_batch, choose_beta2, choose_rate, schedule};
+use optimizer::{TOKENS_PER_PASS, choose_batch, choose_beta2, choose_rate, schedule, step_tokens};
 pub use overrides::Overrides;
 use shape::choose_shape;
 pub use shape::{flops_per_token, matmul_parameters, predicted_loss, shape_of_width, vocab_size};
@@ -180,8 +180,6 @@ pub struct ExampleFacts {
 
 /// Passes over the examples when nothing says how long.
 const EXAMPLE_EPOCHS: u64 = 3;
-/// Optimiser steps that a run on examples should have at least.
-const EXAMPLE_STEPS: f64 = 800.0;
 
 /// The recipe of a stage that teaches a finished model new behaviour from examples.
 pub fn plan_examples(
@@ -204,10 +202,11 @@ pub fn plan_examples(
     let seen = by_time.min(budget.tokens.map_or(f64::INFINITY, |tokens| tokens as f64));
     let threads = facts.threads.max(1);
     let most = (TOKENS_PER_PASS / sequence.max(1)).max(1);
-    let wanted = ((seen / EXAMPLE_STEPS / sequence.max(1) as f64) as usize).clamp(1, most);
+    let best = step_tokens(seen);
+    let wanted = ((best / sequence.max(1) as f64).round() as usize).clamp(1, most);
     let rows = overrides.rows.unwrap_or(wanted.next_multiple_of(threads));
     decisions.add("rows", rows, overrides.rows.is_some(), || {
-        format!("for {EXAMPLE_STEPS} optimiser steps of at most {TOKENS_PER_PASS} tokens; a multiple of the threads")
+        format!("{best:.0} tokens per step suit this budget; a multiple of the {threads} threads")
     });
     let inherited = facts.parent_rate.map(|rate| rate * 0.5);
     let peak = overrides.learning_rate.or(inherited).unwrap_or(2e-4);

@@ -10,8 +10,19 @@ pub(super) const TOKENS_PER_PASS: usize = 8192;
 const REFERENCE_RATE: f64 = 1e-3;
 const REFERENCE_WIDTH: f64 = 256.0;
 const REFERENCE_STEP: f64 = 1536.0;
+/// Tokens of a step, per square root of the tokens of a run; measured, see there too.
+const STEP_SHARE: f64 = 0.72;
+/// Tokens of a step at least: fewer keep matrix units waiting.
+const LEAST_STEP: f64 = 512.0;
 /// Tokens after which half of a squared gradient is forgotten.
 const HALF_LIFE: f64 = 1e6;
+
+/// Tokens per optimiser step that teach most to a model that sees `tokens` in all. What larger steps gain in smoothness
+/// small budgets lose in steps; that the best size grows about as the root of the budget is known of large ones (Zhang et al.
+/// 2024, "How Does Critical Batch Size Scale in Pre-training?").
+pub(super) fn step_tokens(tokens: f64) -> f64 {
+    (STEP_SHARE * tokens.max(0.0).sqrt()).max(LEAST_STEP)
+}
 
 /// Rows per pass and passes per step.
 pub(super) fn choose_batch(
@@ -22,9 +33,8 @@ pub(super) fn choose_batch(
     overrides: &Overrides,
     decisions: &mut Decisions,
 ) -> (usize, usize) {
-    // DeepSeek LLM (Bi et al. 2024), equation 1; but small budgets, which lie far below its measurements, need
-    // steps more than smooth gradients.
-    let best = (0.292 * compute.powf(0.3271)).min(tokens / 1500.0).max(1.0);
+    // DeepSeek LLM (Bi et al. 2024), equation 1; small budgets lie far below its measurements.
+    let best = step_tokens(tokens).min(0.292 * compute.powf(0.3271)).max(1.0);
     let threads = facts.threads.max(1);
     let all_rows = ((best / sequence as f64).round() as usize).max(1).next_multiple_of(threads);
     let per_pass = (TOKENS_PER_PASS / sequence).max(1).next_multiple_of(threads);
@@ -50,11 +60,11 @@ pub(super) fn choose_rate(
     overrides: &Overrides,
     decisions: &mut Decisions,
 ) -> f64 {
-    // DeepSeek LLM (Bi et al. 2024), equation 1: what large runs bear. Small steps are noisy, so they must be
-    // shorter, and wide models bear less than narrow ones.
+    // DeepSeek LLM (Bi et al. 2024), equation 1: what large runs bear. Wide models bear less than narrow ones, and noisy
+    // gradients of small steps less than smooth ones.
     let large = (0.3118 * compute.powf(-0.125)).min(4e-3);
-    let noise = (step_tokens / REFERENCE_STEP).sqrt();
-    let bearable = REFERENCE_RATE * (REFERENCE_WIDTH / width as f64).powi(2) * noise;
+    let noise = (step_tokens / REFERENCE_STEP).powf(0.25);
+    let bearable = REFERENCE_RATE * (REFERENCE_WIDTH / width as f64).powf(1.5) * noise;
     let peak = overrides.learning_rate.unwrap_or(large.min(bearable).max(5e-5));
     decisions.add("learning rate", format!("{peak:.2e}"), overrides.learning_rate.is_some(), || {
         format!(
