@@ -1,3 +1,4 @@
+use super::queue::Queue;
 use super::*;
 use crate::{Grammars, Sampling, Shape, generate};
 use strata_model::{Config, Decoder};
@@ -232,21 +233,15 @@ fn a_dropped_stream_frees_its_place() {
 
 #[test]
 fn clients_take_turns() {
-    let engine = engine(Settings { batch: 1, ..Settings::default() });
-    // Holds the only place while the others queue up.
-    let first = engine.submit(vec![request(&[1], 150)]).unwrap();
-    let busy: Vec<_> = (0..20).map(|_| engine.submit(vec![request(&[2], 50)]).unwrap()).collect();
-    let modest = engine.submit(vec![Request { client: 1, ..request(&[3], 5) }]).unwrap();
-    collect(first);
-    collect(modest);
-    let unfinished = busy.into_iter().filter_map(|mut events| {
-        let mut last = None;
-        while let Ok(event) = events.try_recv() {
-            last = Some(event);
-        }
-        (!matches!(last, Some((0, Event::Finished(_))))).then_some(())
-    });
-    assert!(unfinished.count() >= 10, "the modest client waited for all of the busy one's requests");
+    let (events, _receiver) = unbounded_channel();
+    let mut queue = Queue::default();
+    for (client, tokens) in [(7, 1), (7, 2), (7, 3), (8, 4), (9, 5), (9, 6)] {
+        let request = Request { client, ..request(&[1], tokens) };
+        queue.push(Job { request, index: 0, events: events.clone(), since: Instant::now() });
+    }
+    let order: Vec<usize> =
+        std::iter::from_fn(|| queue.pop(|_| true)).map(|job| job.request.limits.max_tokens).collect();
+    assert_eq!(order, [1, 4, 5, 2, 6, 3]);
 }
 
 #[test]

@@ -14,6 +14,7 @@ use strata_train::plan::{Overrides, flops_per_token, shape_of_width};
 
 use super::bench_attention::AttentionBench;
 use super::bench_decode::DecodeBench;
+use super::bench_growth::GrowthBench;
 use super::bench_matmul::MatmulBench;
 use super::{print_json, print_line};
 use crate::failure::BadInput;
@@ -39,6 +40,9 @@ enum What {
     /// Attention alone, forward and backward, over sequences of growing length.
     #[command(after_help = "Example:\n  strata bench attention --lengths 512,2048")]
     Attention(AttentionBench),
+    /// Training steps as models get wider and sequences longer.
+    #[command(after_help = "Example:\n  strata bench growth --plot growth")]
+    Growth(GrowthBench),
     /// Decoding token by token, one sequence or many together.
     #[command(
         after_help = "Example:\n  strata bench decode --weights int8\n  strata bench decode --batch 32"
@@ -100,6 +104,7 @@ pub fn run(arguments: BenchArguments, place: &Place) -> Result<()> {
         What::Train(bench) => train(&bench, place),
         What::Matmul(bench) => super::bench_matmul::run(&bench, place),
         What::Attention(bench) => super::bench_attention::run(&bench, place),
+        What::Growth(bench) => super::bench_growth::run(&bench, place),
         What::Decode(bench) => super::bench_decode::run(&bench, place),
         What::Serve(bench) => super::bench_serve::run(&bench, place),
     }

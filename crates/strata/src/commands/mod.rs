@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod bench_attention;
 pub mod bench_decode;
+pub mod bench_growth;
 pub mod bench_matmul;
 pub mod bench_serve;
 pub mod chat;

@@ -43,7 +43,7 @@ pub struct Overrides {
     pub decay: Option<Decay>,
     pub floor: Option<f64>,
     pub weight_decay: Option<f64>,
-    /// AdamW's second averaging factor; see [`Recipe::betas`].
+    /// AdamW's second averaging factor; see [`betas`](crate::Recipe::betas).
     pub beta2: Option<f64>,
     pub clip: Option<f64>,
 }
