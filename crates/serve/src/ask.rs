@@ -312,6 +312,14 @@ impl Answers {
         }
     }
 
+    /// Waits until one of the answers has ended; of another server's, which are never crowded, for ever.
+    pub async fn an_end(&self) {
+        match self {
+            Answers::Local(answers) => answers.an_end().await,
+            Answers::Upstream(_) => std::future::pending().await,
+        }
+    }
+
     /// The next parts, each with the index of its answer; none when all answers have ended.
     pub async fn next(&mut self) -> Vec<(usize, Piece)> {
         match self {

@@ -7,11 +7,10 @@ use std::sync::OnceLock;
 use serde_json::{Map, Value, json};
 use strata_data::tokenizer::ChatOptions;
 use strata_data::{Message, Role, Tokenizer};
-use strata_generate::engine::{Engine, Event, Finished, Reason, Request, Settings, Token};
+use strata_generate::engine::{Engine, Event, Events, Finished, Reason, Request, Settings, Token};
 use strata_generate::{CALL_BEGIN, Grammars, Limits, Sampling, parse_tool_calls};
 use strata_model::{Decoder, Inference, Lineage};
 use strata_tensor::Cpu;
-use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::ask::{
     Ask, AskUsage, AskedSampling, Asker, End, EndReason, Piece, Prompt, Text, TextPiece, TokenPiece, Truncate,
@@ -323,7 +322,7 @@ const CROWD: usize = 8;
 #[derive(Debug)]
 pub struct LocalAnswers {
     model: Arc<LocalModel>,
-    events: UnboundedReceiver<(usize, Event)>,
+    events: Events,
     filters: Vec<ToolFilter>,
     buffer: Vec<(usize, Event)>,
     omitted: usize,
@@ -340,22 +339,26 @@ impl LocalAnswers {
         self.model.engine.counters().running.load(std::sync::atomic::Ordering::Relaxed) >= CROWD
     }
 
+    /// Waits until one of the answers has ended.
+    pub async fn an_end(&self) {
+        self.events.an_end().await;
+    }
+
     /// The next parts, from at most `most` tokens; none when all answers have ended.
     pub async fn next(&mut self, most: usize) -> Vec<(usize, Piece)> {
         let mut pieces = Vec::new();
         // What comes may all be held back.
         while pieces.is_empty() {
-            if self.events.recv_many(&mut self.buffer, most).await == 0 {
+            if self.events.take_into(&mut self.buffer, most).await == 0 {
                 break;
             }
             for (index, event) in self.buffer.drain(..) {
                 let filter = &mut self.filters[index];
                 match event {
                     Event::Token(token) => {
-                        let piece = TextPiece {
-                            text: filter.pass(token.text.clone()),
-                            token: token_piece(&self.model.tokenizer, token),
-                        };
+                        let mut token = token;
+                        let text = filter.pass(std::mem::take(&mut token.text));
+                        let piece = TextPiece { text, token: token_piece(&self.model.tokenizer, token) };
                         if !piece.text.is_empty() || piece.token.is_some() {
                             pieces.push((index, Piece::Text(piece)));
                         }
@@ -376,13 +379,13 @@ impl LocalAnswers {
 
 fn token_piece(tokenizer: &Tokenizer, token: Token) -> Option<TokenPiece> {
     Some(TokenPiece {
-        id: token.id,
-        bytes: tokenizer.token_bytes(token.id),
         log_probability: token.log_probability?,
+        id: token.id,
+        bytes: tokenizer.token_bytes(token.id).to_vec(),
         alternatives: token
             .alternatives
             .into_iter()
-            .map(|(id, log_probability)| (tokenizer.token_bytes(id), log_probability))
+            .map(|(id, log_probability)| (tokenizer.token_bytes(id).to_vec(), log_probability))
             .collect(),
     })
 }

@@ -74,6 +74,11 @@ impl Session {
         self.answers.is_crowded()
     }
 
+    /// Waits until one of the answers has ended.
+    pub async fn an_end(&self) {
+        self.answers.an_end().await;
+    }
+
     /// Messages that were left out for want of room.
     pub fn omitted(&self) -> usize {
         self.answers.omitted()

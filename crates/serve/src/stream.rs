@@ -71,7 +71,11 @@ impl<F: Format> Sending<F> {
             if let Some(sent) = self.sent
                 && self.session.is_crowded()
             {
-                tokio::time::sleep_until(sent + PAUSE).await;
+                // Who has the whole answer asks again the sooner.
+                tokio::select! {
+                    () = tokio::time::sleep_until(sent + PAUSE) => {}
+                    () = self.session.an_end() => {}
+                }
             }
             for (index, piece) in merged(self.session.next().await) {
                 self.format.piece(index, piece, &mut out);

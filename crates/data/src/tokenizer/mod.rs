@@ -71,6 +71,8 @@ struct Inner {
     own_chat: Option<chat::OwnChat>,
     vocab_size: usize,
     byte_lengths: OnceLock<Vec<u32>>,
+    /// What each id adds to a text.
+    spellings: OnceLock<Vec<Box<[u8]>>>,
     sha256: [u8; 32],
 }
 
@@ -244,9 +246,16 @@ impl Tokenizer {
     }
 
     /// The bytes that one token adds to a text; of special tokens their spelling. Where [`Tokenizer::spells_bytes`] is
-    /// false, what the token decodes to alone.
-    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
-        let pieces = self.inner.marked.get_decoder().is_some_and(spells_pieces);
+    /// false, what the token decodes to alone. Nothing outside the vocabulary.
+    pub fn token_bytes(&self, id: u32) -> &[u8] {
+        let spellings = self.inner.spellings.get_or_init(|| {
+            let pieces = self.inner.marked.get_decoder().is_some_and(spells_pieces);
+            (0..self.vocab_size() as u32).map(|id| self.spell(id, pieces).into_boxed_slice()).collect()
+        });
+        spellings.get(id as usize).map_or(&[], |spelling| spelling)
+    }
+
+    fn spell(&self, id: u32, pieces: bool) -> Vec<u8> {
         if !self.is_byte_level() && !pieces {
             return self.decode(&[id], false).unwrap_or_default().into_bytes();
         }
@@ -315,6 +324,7 @@ impl Tokenizer {
                 own_chat,
                 vocab_size,
                 byte_lengths: OnceLock::new(),
+                spellings: OnceLock::new(),
                 sha256,
             }),
         })

@@ -51,7 +51,7 @@ fn the_bytes_of_tokens_make_the_text() {
     assert!(tiny().spells_bytes());
     for text in TEXTS {
         let ids = tiny().encode_plain(text).unwrap();
-        let bytes: Vec<u8> = ids.iter().flat_map(|id| tiny().token_bytes(*id)).collect();
+        let bytes: Vec<u8> = ids.iter().flat_map(|id| tiny().token_bytes(*id)).copied().collect();
         assert_eq!(bytes, text.as_bytes());
     }
     assert_eq!(tiny().token_bytes(tiny().eos_id().unwrap()), END.as_bytes());

@@ -119,7 +119,7 @@ impl Grammars {
                 if bytes.len() > LONGEST_TOKEN || bytes.contains(&TokTrie::SPECIAL_TOKEN_MARKER) {
                     return Vec::new();
                 }
-                bytes
+                bytes.to_vec()
             })
             .collect();
         let quotes = words.iter().map(|word| word.contains(&b'"')).collect();

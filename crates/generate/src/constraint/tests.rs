@@ -498,7 +498,7 @@ fn sentencepiece_tokenizers_write_the_same_forms() {
     let tokenizer = Tokenizer::load(folder.path()).unwrap();
     for text in ["{\"the name\": \"日本 é\"}", "a  b\n"] {
         let ids = tokenizer.encode_plain(text).unwrap();
-        let bytes: Vec<u8> = ids.iter().flat_map(|id| tokenizer.token_bytes(*id)).collect();
+        let bytes: Vec<u8> = ids.iter().flat_map(|id| tokenizer.token_bytes(*id)).copied().collect();
         assert_eq!(String::from_utf8(bytes).unwrap(), format!(" {text}"));
     }
     answers_of_another_are_whole(&tokenizer);

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use strata_data::Tokenizer;
 use strata_model::{Inference, WeightFormat};
 use strata_tensor::Cpu;
+use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::{Constraint, Limits, Sampling};
@@ -186,7 +187,45 @@ struct Job {
     /// Place among the requests that were submitted together.
     index: usize,
     events: UnboundedSender<(usize, Event)>,
+    ended: Arc<Notify>,
     since: Instant,
+}
+
+impl Job {
+    fn send(&self, event: Event) {
+        let ends = !matches!(event, Event::Token(_));
+        // A receiver that is gone is noticed before the next step.
+        let _ = self.events.send((self.index, event));
+        if ends {
+            self.ended.notify_one();
+        }
+    }
+}
+
+/// What happens to the requests that were submitted together, each with its place among them. Dropping this cancels what is
+/// not finished.
+#[derive(Debug)]
+pub struct Events {
+    receiver: UnboundedReceiver<(usize, Event)>,
+    ended: Arc<Notify>,
+}
+
+impl Events {
+    /// Waits for events and takes all that are there, `most` at most; none when all requests have ended.
+    pub async fn take_into(&mut self, taken: &mut Vec<(usize, Event)>, most: usize) -> usize {
+        self.receiver.recv_many(taken, most).await
+    }
+
+    /// The next event, for a thread that may wait; none when all requests have ended.
+    pub fn blocking_next(&mut self) -> Option<(usize, Event)> {
+        self.receiver.blocking_recv()
+    }
+
+    /// Waits until one of the requests has ended; an end before the call counts once. For those who would rather not be
+    /// woken by every token.
+    pub async fn an_end(&self) {
+        self.ended.notified().await;
+    }
 }
 
 impl Engine {
@@ -210,11 +249,11 @@ impl Engine {
     }
 
     /// Puts requests into the queue, all or none. Their events come with the request's index; sequences of one call
-    /// choose independently of each other even with equal seeds. Dropping the receiver cancels all of them.
+    /// choose independently of each other even with equal seeds. Dropping the events cancels all of them.
     ///
     /// # Errors
     /// [`Refused`] where the queue has not enough room, or the engine's thread is gone.
-    pub fn submit(&self, requests: Vec<Request>) -> Result<UnboundedReceiver<(usize, Event)>, Refused> {
+    pub fn submit(&self, requests: Vec<Request>) -> Result<Events, Refused> {
         let waiting = &self.counters.waiting;
         let count = requests.len();
         // More at once than the queue holds are taken when nothing waits: else they would never be.
@@ -223,13 +262,14 @@ impl Engine {
             return Err(Refused::Full { waiting, retry_after: self.retry_after(waiting) });
         }
         let (events, receiver) = unbounded_channel();
-        let since = Instant::now();
+        let (ended, since) = (Arc::new(Notify::new()), Instant::now());
         for (index, request) in requests.into_iter().enumerate() {
-            if self.jobs.send(Job { request, index, events: events.clone(), since }).is_err() {
+            let job = Job { request, index, events: events.clone(), ended: ended.clone(), since };
+            if self.jobs.send(job).is_err() {
                 return Err(Refused::Stopped);
             }
         }
-        Ok(receiver)
+        Ok(Events { receiver, ended })
     }
 
     /// What the engine has done and is doing.

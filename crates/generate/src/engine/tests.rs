@@ -64,10 +64,10 @@ fn request(prompt: &[u32], max_tokens: usize) -> Request {
 }
 
 /// The tokens and the end of a request.
-fn collect(mut events: UnboundedReceiver<(usize, Event)>) -> (Vec<u32>, Finished) {
+fn collect(mut events: Events) -> (Vec<u32>, Finished) {
     let mut tokens = Vec::new();
     loop {
-        match events.blocking_recv() {
+        match events.blocking_next() {
             Some((0, Event::Token(token))) => tokens.push(token.id),
             Some((0, Event::Finished(finished))) => return (tokens, finished),
             other => panic!("{other:?} after {} tokens", tokens.len()),
@@ -145,7 +145,7 @@ fn what_a_running_sequence_has_read_is_not_read_again() {
     let engine = engine(Settings::default());
     let prompt: Vec<u32> = (10..60).collect();
     let mut running = engine.submit(vec![request(&prompt, 100)]).unwrap();
-    assert!(matches!(running.blocking_recv(), Some((0, Event::Token(_)))));
+    assert!(matches!(running.blocking_next(), Some((0, Event::Token(_)))));
     let other: Vec<u32> = prompt.iter().copied().chain([99, 98]).collect();
     let (tokens, finished) = collect(engine.submit(vec![request(&other, 10)]).unwrap());
     assert_eq!(finished.usage.cached_tokens, prompt.len());
@@ -171,7 +171,7 @@ fn constrained_answers_are_whole_beside_free_ones() {
         (0..8).map(|i| if i % 2 == 0 { formed.clone() } else { request(&[20, 21, 22], 40) }).collect();
     let mut events = engine.submit(requests).unwrap();
     let mut texts = vec![String::new(); 8];
-    while let Some((index, event)) = events.blocking_recv() {
+    while let Some((index, event)) = events.blocking_next() {
         match event {
             Event::Token(token) => texts[index] += &token.text,
             Event::Finished(finished) => texts[index] += &finished.text,
@@ -232,12 +232,24 @@ fn a_dropped_stream_frees_its_place() {
 }
 
 #[test]
+fn who_waits_for_an_end_is_woken_when_everything_before_it_is_there() {
+    let engine = engine(Settings::default());
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let mut events = engine.submit(vec![request(&[1], 30)]).unwrap();
+    runtime.block_on(events.an_end());
+    let mut taken = Vec::new();
+    assert_eq!(runtime.block_on(events.take_into(&mut taken, 100)), 31);
+    assert!(matches!(taken.last(), Some((0, Event::Finished(_)))));
+}
+
+#[test]
 fn clients_take_turns() {
     let (events, _receiver) = unbounded_channel();
     let mut queue = Queue::default();
     for (client, tokens) in [(7, 1), (7, 2), (7, 3), (8, 4), (9, 5), (9, 6)] {
         let request = Request { client, ..request(&[1], tokens) };
-        queue.push(Job { request, index: 0, events: events.clone(), since: Instant::now() });
+        let ended = Arc::new(Notify::new());
+        queue.push(Job { request, index: 0, events: events.clone(), ended, since: Instant::now() });
     }
     let order: Vec<usize> =
         std::iter::from_fn(|| queue.pop(|_| true)).map(|job| job.request.limits.max_tokens).collect();
@@ -258,7 +270,7 @@ fn text_comes_as_it_is_certain_and_ends_before_a_stop_string() {
     let whole: String = {
         let mut events = engine.submit(vec![request(&[20, 21], 40)]).unwrap();
         let mut text = String::new();
-        while let Some((_, event)) = events.blocking_recv() {
+        while let Some((_, event)) = events.blocking_next() {
             match event {
                 Event::Token(token) => text += &token.text,
                 Event::Finished(finished) => text += &finished.text,
@@ -273,7 +285,7 @@ fn text_comes_as_it_is_certain_and_ends_before_a_stop_string() {
     let mut events = engine.submit(vec![stopped]).unwrap();
     let mut text = String::new();
     let reason = loop {
-        match events.blocking_recv().unwrap().1 {
+        match events.blocking_next().unwrap().1 {
             Event::Token(token) => text += &token.text,
             Event::Finished(finished) => {
                 text += &finished.text;
@@ -284,14 +296,14 @@ fn text_comes_as_it_is_certain_and_ends_before_a_stop_string() {
     };
     assert_eq!(reason, Reason::StopString(stop.clone()));
     assert_eq!(text, whole[..whole.find(&stop).unwrap()]);
-    assert_eq!(events.blocking_recv(), None);
+    assert_eq!(events.blocking_next(), None);
 }
 
 #[test]
 fn log_probabilities_and_alternatives_come_with_each_token() {
     let engine = engine(Settings::default());
     let mut events = engine.submit(vec![Request { log_probabilities: Some(3), ..request(&[9], 4) }]).unwrap();
-    let Some((0, Event::Token(token))) = events.blocking_recv() else { panic!("no token") };
+    let Some((0, Event::Token(token))) = events.blocking_next() else { panic!("no token") };
     assert_eq!(token.alternatives.len(), 3);
     assert_eq!(
         token.alternatives[0],
@@ -309,7 +321,7 @@ fn several_continuations_of_a_prompt_choose_independently() {
     let run = || {
         let mut events = engine.submit(vec![request.clone(); 3]).unwrap();
         let mut tokens = vec![Vec::new(); 3];
-        while let Some((index, event)) = events.blocking_recv() {
+        while let Some((index, event)) = events.blocking_next() {
             if let Event::Token(token) = event {
                 tokens[index].push(token.id);
             }

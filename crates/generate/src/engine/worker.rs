@@ -49,11 +49,6 @@ impl Sequence {
     fn unseen(&self) -> usize {
         self.tokens.len() - self.state.len()
     }
-
-    fn send(&self, event: Event) {
-        // A receiver that is gone is noticed before the next step.
-        let _ = self.job.events.send((self.job.index, event));
-    }
 }
 
 impl Worker {
@@ -103,7 +98,7 @@ impl Worker {
             self.counters.waiting.fetch_sub(1, Relaxed);
             let usage = Usage { prompt_tokens: job.request.prompt.len(), ..Usage::default() };
             let finished = Finished { reason: Reason::Timeout, text: String::new(), usage };
-            let _ = job.events.send((job.index, Event::Finished(finished)));
+            job.send(Event::Finished(finished));
         }
         for sequence in &mut self.running {
             if sequence.ended {
@@ -153,7 +148,7 @@ impl Worker {
         if request.limits.max_tokens == 0 {
             let usage = Usage { prompt_tokens: request.prompt.len(), ..Usage::default() };
             let finished = Finished { reason: Reason::Length, text: String::new(), usage };
-            let _ = job.events.send((job.index, Event::Finished(finished)));
+            job.send(Event::Finished(finished));
             return;
         }
         let state = self.known_beginning(&job);
@@ -215,7 +210,7 @@ impl Worker {
             // Every prompt was checked before, so this concerns them all.
             for sequence in &mut self.running {
                 sequence.ended = true;
-                sequence.send(Event::Failed(error.to_string()));
+                sequence.job.send(Event::Failed(error.to_string()));
             }
             return;
         }
@@ -230,7 +225,7 @@ impl Worker {
         let choose = |(sequence, logits): (&mut Sequence, &mut [f32])| {
             if let Err(problem) = write(sequence, logits, context, counters) {
                 sequence.ended = true;
-                sequence.send(Event::Failed(problem));
+                sequence.job.send(Event::Failed(problem));
             }
         };
         // What a sequence chooses is its own affair, so threads share them out.
@@ -279,7 +274,7 @@ fn write(
         log_probability: likelihoods.as_ref().map(|all| all[token as usize]),
         alternatives: likelihoods.map_or_else(Vec::new, |all| likeliest(&all, wanted)),
     };
-    sequence.send(Event::Token(event));
+    sequence.job.send(Event::Token(event));
     if let Some(stop) = sequence.text.stopped_by() {
         let reason = Reason::StopString(stop.to_string());
         finish(sequence, reason, counters);
@@ -312,8 +307,8 @@ fn finish(sequence: &mut Sequence, reason: Reason, counters: &Counters) {
     };
     sequence.ended = true;
     match sequence.text.finish() {
-        Ok(text) => sequence.send(Event::Finished(Finished { reason, text, usage })),
-        Err(error) => sequence.send(Event::Failed(error.to_string())),
+        Ok(text) => sequence.job.send(Event::Finished(Finished { reason, text, usage })),
+        Err(error) => sequence.job.send(Event::Failed(error.to_string())),
     }
     let took = sequence.job.since.elapsed().as_millis() as u64;
     let mean = counters.request_milliseconds.load(Relaxed);

@@ -47,7 +47,7 @@ pub async fn tokenize(
     let model = app.catalog.get_local(&request.model).await?;
     let tokenizer = model.tokenizer();
     let tokens = tokenizer.encode_plain(&request.text).map_err(|error| ApiError::field("text", error))?;
-    let text = |id: &u32| String::from_utf8_lossy(&tokenizer.token_bytes(*id)).into_owned();
+    let text = |id: &u32| String::from_utf8_lossy(tokenizer.token_bytes(*id)).into_owned();
     let token_strings = tokens.iter().map(text).collect();
     Ok(Json(TokenizeResponse { tokens, token_strings, meta: Meta::new(None) }))
 }
