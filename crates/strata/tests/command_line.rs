@@ -1,74 +1,29 @@
 //! The command-line contract: exit codes, one JSON object on stdout, and runs that survive what happens to them.
 
+mod common;
+
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use common::{Place, text};
 use strata_data::world::{self, Part, World};
 
-struct Place {
-    folder: tempfile::TempDir,
-}
-
-impl Place {
-    fn new() -> Place {
-        let folder = tempfile::tempdir().unwrap();
-        let world = World::new(2);
-        let create = |name: &str| File::create(folder.path().join(name)).unwrap();
-        world::write_text(create("text.txt"), world.base_text(Part::Training, 60_000)).unwrap();
-        world::write_pairs(create("pairs.jsonl"), &world.pairs(Part::Training, 200)).unwrap();
-        world::write_tasks(create("tasks.jsonl"), &world.tasks(Part::HeldOut, 1)).unwrap();
-        let recipe =
-            "vocab_size = 400\nwidth = 32\nlayers = 2\nheads = 2\nffn = 64\nsequence = 192\nrows = 2\n";
-        fs::write(folder.path().join("recipe.toml"), recipe).unwrap();
-        Place { folder }
-    }
-
-    fn home(&self) -> PathBuf {
-        self.folder.path().join("home")
-    }
-
-    fn command(&self, arguments: &str) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_strata"));
-        command.args(arguments.split_whitespace()).current_dir(self.folder.path());
-        command.env("STRATA_HOME", self.home()).env_remove("STRATA_ISA").stdin(Stdio::null());
-        command
-    }
-
-    fn run(&self, arguments: &str) -> Output {
-        self.command(arguments).output().unwrap()
-    }
-
-    /// Runs a command that must succeed, and reads the last line of its output as JSON.
-    fn json(&self, arguments: &str) -> Value {
-        let output = self.run(arguments);
-        let (out, errors) = (text(&output.stdout), text(&output.stderr));
-        assert!(output.status.success(), "{arguments}\n{errors}");
-        assert_eq!(out.lines().count(), 1, "one JSON object and nothing else: {out}");
-        serde_json::from_str(&out).unwrap()
-    }
-
-    /// Runs a command that must fail with `code`, and gives its messages.
-    fn fails(&self, arguments: &str, code: i32) -> String {
-        let output = self.run(arguments);
-        let errors = text(&output.stderr);
-        assert_eq!(output.status.code(), Some(code), "{arguments}\n{errors}");
-        assert!(output.stdout.is_empty(), "results only on stdout: {}", text(&output.stdout));
-        errors
-    }
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
+fn place() -> Place {
+    let (place, world) = (Place::new(), World::new(2));
+    world::write_pairs(place.create("pairs.jsonl"), &world.pairs(Part::Training, 200)).unwrap();
+    world::write_tasks(place.create("tasks.jsonl"), &world.tasks(Part::HeldOut, 1)).unwrap();
+    let recipe = "vocab_size = 400\nwidth = 32\nlayers = 2\nheads = 2\nffn = 64\nsequence = 192\nrows = 2\n";
+    fs::write(place.path().join("recipe.toml"), recipe).unwrap();
+    place
 }
 
 const BASE: &str = "train base --corpus text.txt --name base --recipe recipe.toml --json";
 
 #[test]
 fn a_model_is_trained_measured_and_used() {
-    let place = Place::new();
+    let place = place();
     let base = place.json(&format!("{BASE} --tokens 8k"));
     assert_eq!(base["name"], "base");
     assert!(base["tokens"].as_u64().unwrap() >= 8_000);
@@ -100,18 +55,18 @@ fn a_model_is_trained_measured_and_used() {
 
 #[test]
 fn a_turn_of_chat_is_answered_from_plain_input() {
-    let place = Place::new();
+    let place = place();
     place.json(&format!("{BASE} --tokens 2k"));
-    fs::write(place.folder.path().join("turns"), "hello\n\n/new\nagain\n").unwrap();
+    fs::write(place.path().join("turns"), "hello\n\n/new\nagain\n").unwrap();
     let mut command = place.command("chat base --max-tokens 3");
-    let output = command.stdin(File::open(place.folder.path().join("turns")).unwrap()).output().unwrap();
+    let output = command.stdin(File::open(place.path().join("turns")).unwrap()).output().unwrap();
     assert!(output.status.success(), "{}", text(&output.stderr));
     assert!(text(&output.stderr).contains("new conversation"));
 }
 
 #[test]
 fn wrong_usage_and_bad_input_are_told_with_code_2() {
-    let place = Place::new();
+    let place = place();
     place.fails("", 2);
     place.fails("train base", 2);
     place.fails("train base --corpus text.txt --name x --minutes -1", 2);
@@ -119,12 +74,9 @@ fn wrong_usage_and_bad_input_are_told_with_code_2() {
     assert!(place.fails("generate nobody -p hello", 2).contains("strata demo"));
     assert!(place.fails("train base --corpus absent.txt --name x --tokens 1k", 2).contains("absent.txt"));
     assert!(place.fails("train base --corpus text.txt --name a/b --tokens 1k", 2).contains("a/b"));
-    fs::write(
-        place.folder.path().join("bad.jsonl"),
-        "{\"prompt\": \"a\", \"response\": \"b\"}\n{\"prompt\": 3}\n",
-    )
-    .unwrap();
-    fs::write(place.folder.path().join("bad.toml"), "widht = 3").unwrap();
+    fs::write(place.path().join("bad.jsonl"), "{\"prompt\": \"a\", \"response\": \"b\"}\n{\"prompt\": 3}\n")
+        .unwrap();
+    fs::write(place.path().join("bad.toml"), "widht = 3").unwrap();
     assert!(
         place.fails(&format!("{BASE} --tokens 1k").replace("recipe.toml", "bad.toml"), 2).contains("widht")
     );
@@ -140,9 +92,9 @@ fn wrong_usage_and_bad_input_are_told_with_code_2() {
 #[test]
 fn every_mixer_is_trained_shown_measured_and_used_from_the_command_line() {
     for mixer in ["ssm", "lstm", "s4d", "none", "hybrid:SA"] {
-        let place = Place::new();
+        let place = place();
         let recipe = "vocab_size = 400\nwidth = 32\nlayers = 2\nsequence = 192\nrows = 2\n";
-        fs::write(place.folder.path().join("recipe.toml"), recipe).unwrap();
+        fs::write(place.path().join("recipe.toml"), recipe).unwrap();
         place.json(&format!("{BASE} --tokens 2k --mixer {mixer}"));
         let shown = place.run("models show base");
         assert!(text(&shown.stdout).contains(&format!("mixer       {mixer};")), "{}", text(&shown.stdout));
@@ -160,7 +112,7 @@ fn every_mixer_is_trained_shown_measured_and_used_from_the_command_line() {
 
 #[test]
 fn a_mixer_that_does_not_exist_or_fit_is_refused_with_code_2() {
-    let place = Place::new();
+    let place = place();
     let train = "train base --corpus text.txt --name x --tokens 1k";
     let message = place.fails(&format!("{train} --mixer rnn"), 2);
     assert!(message.contains("lstm") && message.contains("hybrid"), "{message}");
@@ -173,7 +125,7 @@ fn a_mixer_that_does_not_exist_or_fit_is_refused_with_code_2() {
         ("mixer = \"s4d\"\nwidth = 64\ns4d_states = 7", "s4d_states"),
         ("mixer = \"lstm\"\nheads = 2", "heads"),
     ] {
-        fs::write(place.folder.path().join("bad.toml"), recipe).unwrap();
+        fs::write(place.path().join("bad.toml"), recipe).unwrap();
         let message = place.fails(&format!("{train} --recipe bad.toml"), 2);
         assert!(message.contains(expected), "{recipe}: {message}");
     }
@@ -181,7 +133,7 @@ fn a_mixer_that_does_not_exist_or_fit_is_refused_with_code_2() {
 
 #[test]
 fn every_command_has_help_with_an_example() {
-    let place = Place::new();
+    let place = place();
     for command in [
         "",
         "demo",
@@ -206,7 +158,7 @@ fn every_command_has_help_with_an_example() {
 
 #[test]
 fn the_benchmark_reports_what_it_promises() {
-    let place = Place::new();
+    let place = place();
     let shape = "--width 64 --layers 1 --heads 2 --ffn 128 --vocab 256 --seq 32";
     let train = place.json(&format!("bench train {shape} --batch 2 --steps 2 --json"));
     for field in ["tokens_per_second", "tflops", "peak_tflops", "utilisation", "threads"] {
@@ -228,7 +180,7 @@ fn the_benchmark_reports_what_it_promises() {
 
 #[test]
 fn the_demonstration_makes_three_models_and_reports_them() {
-    let place = Place::new();
+    let place = place();
     let report = place.json("demo --minutes 0.33 --json");
     // Twenty seconds were asked for; a busy machine may need more to start, to measure and to write.
     assert!(report["minutes"].as_f64().unwrap() < 1.0, "{report}");
@@ -248,17 +200,17 @@ fn the_demonstration_makes_three_models_and_reports_them() {
 
 #[test]
 fn the_demonstration_takes_files_of_the_user() {
-    let place = Place::new();
+    let place = place();
     let dialogues = World::new(2).dialogues(Part::Training, 200);
-    let file = File::create(place.folder.path().join("dialogues.jsonl")).unwrap();
+    let file = File::create(place.path().join("dialogues.jsonl")).unwrap();
     world::write_dialogues(file, &dialogues).unwrap();
     // Some prompts are longer than any context: they are left out, in training and in measuring.
-    let mut pairs = fs::read_to_string(place.folder.path().join("pairs.jsonl")).unwrap();
+    let mut pairs = fs::read_to_string(place.path().join("pairs.jsonl")).unwrap();
     for i in 0..100 {
         let prompt = format!("{i} {}", "very long ".repeat(600));
         pairs += &format!("{{\"prompt\": \"{prompt}\", \"response\": \"no\"}}\n");
     }
-    fs::write(place.folder.path().join("pairs.jsonl"), pairs).unwrap();
+    fs::write(place.path().join("pairs.jsonl"), pairs).unwrap();
     let data = "--corpus text.txt --pairs pairs.jsonl --dialogues dialogues.jsonl";
     let report = place.json(&format!("demo --minutes 0.2 {data} --json"));
     assert!(report["stages"]["dialogue"]["tokens"].as_u64().unwrap() > 0, "{report}");
@@ -267,13 +219,13 @@ fn the_demonstration_takes_files_of_the_user() {
 
 #[test]
 fn resuming_insists_on_an_interrupted_run() {
-    let place = Place::new();
+    let place = place();
     assert!(place.fails(&format!("{BASE} --resume"), 2).contains("no interrupted run \"base\""));
 }
 
 #[test]
 fn a_time_budget_is_kept() {
-    let place = Place::new();
+    let place = place();
     let started = Instant::now();
     let trained = place.json("train base --corpus text.txt --name base --minutes 0.1 --json");
     let seconds = started.elapsed().as_secs_f64();
@@ -285,7 +237,7 @@ fn a_time_budget_is_kept() {
 #[cfg(unix)]
 #[test]
 fn an_interrupted_or_killed_run_goes_on_with_the_same_command() {
-    let place = Place::new();
+    let place = place();
     let long = format!("{BASE} --tokens 60k --threads 1");
     let wait_for = |command: &str, signal: &str| {
         let run = place.home().join("runs/base/metrics.jsonl");
@@ -317,7 +269,7 @@ fn an_interrupted_or_killed_run_goes_on_with_the_same_command() {
 #[cfg(unix)]
 #[test]
 fn a_full_disk_fails_with_code_1_and_leaves_the_old_model() {
-    let place = Place::new();
+    let place = place();
     place.json(&format!("{BASE} --tokens 2k"));
     let weights = place.home().join("models/base/model.safetensors");
     let before = fs::read(&weights).unwrap();
@@ -325,7 +277,7 @@ fn a_full_disk_fails_with_code_1_and_leaves_the_old_model() {
     let script =
         format!("trap '' XFSZ; ulimit -f 128; exec {} {BASE} --tokens 3k", env!("CARGO_BIN_EXE_strata"));
     let mut command = Command::new("sh");
-    command.args(["-c", &script]).current_dir(place.folder.path()).env("STRATA_HOME", place.home());
+    command.args(["-c", &script]).current_dir(place.path()).env("STRATA_HOME", place.home());
     let output = command.output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
     assert_eq!(fs::read(&weights).unwrap(), before);

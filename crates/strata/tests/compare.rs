@@ -1,55 +1,10 @@
 //! `strata compare` through the real binary: small, whole, and never twice.
 
-use std::fs::{self, File};
-use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+mod common;
 
-use serde_json::Value;
-use strata_data::world::{self, Part, World};
+use std::fs;
 
-struct Place {
-    folder: tempfile::TempDir,
-}
-
-impl Place {
-    fn new() -> Place {
-        let folder = tempfile::tempdir().unwrap();
-        let text = File::create(folder.path().join("text.txt")).unwrap();
-        world::write_text(text, World::new(2).base_text(Part::Training, 60_000)).unwrap();
-        Place { folder }
-    }
-
-    fn run(&self, arguments: &str) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_strata"));
-        command.args(arguments.split_whitespace()).current_dir(self.folder.path()).stdin(Stdio::null());
-        command.env("STRATA_HOME", self.folder.path().join("home")).env_remove("STRATA_ISA");
-        command.output().unwrap()
-    }
-
-    fn json(&self, arguments: &str) -> Value {
-        let output = self.run(arguments);
-        let (out, errors) = (text(&output.stdout), text(&output.stderr));
-        assert!(output.status.success(), "{arguments}\n{errors}");
-        assert_eq!(out.lines().count(), 1, "one JSON object and nothing else: {out}");
-        serde_json::from_str(&out).unwrap()
-    }
-
-    fn fails(&self, arguments: &str, code: i32) -> String {
-        let output = self.run(arguments);
-        let errors = text(&output.stderr);
-        assert_eq!(output.status.code(), Some(code), "{arguments}\n{errors}");
-        assert!(output.stdout.is_empty(), "results only on stdout: {}", text(&output.stdout));
-        errors
-    }
-
-    fn run_folder(&self, name: &str) -> PathBuf {
-        self.folder.path().join("home/runs").join(name)
-    }
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
+use common::{Place, text};
 
 const COMPARE: &str = "compare --corpus text.txt --name mixers --mixers attention,hybrid:SA+window=8,none --tokens 6k \
                        --params 200k --seeds 2 --vocab 300 --sequence 32 --lengths 32,64 --recall-steps 3 --threads 1 \
@@ -64,7 +19,7 @@ fn mixers_are_compared_once_and_reported_whenever_asked() {
     assert_eq!(speed["speeds"].as_array().unwrap().len(), 6);
     assert!(speed["rows"][0]["bits_per_byte"].is_null(), "nothing is trained yet");
     let all = place.json(&format!("{COMPARE} --json"));
-    let folder = place.run_folder("mixers");
+    let folder = place.home().join("runs/mixers");
     let rows = all["rows"].as_array().unwrap();
     let names: Vec<&str> = rows.iter().map(|row| row["mixer"].as_str().unwrap()).collect();
     assert_eq!(names, ["attention", "hybrid:SA+window=8", "none"]);
