@@ -11,7 +11,9 @@ use strata_model::Config;
 
 use crate::{Schedule, TrainError};
 
-use optimizer::{TOKENS_PER_PASS, choose_batch, choose_beta2, choose_rate, schedule, step_tokens};
+use optimizer::{
+    TOKENS_PER_PASS, choose_batch, choose_beta2, choose_rate, nearest_rows, schedule, step_tokens,
+};
 pub use overrides::Overrides;
 use shape::choose_shape;
 pub use shape::{flops_per_token, matmul_parameters, predicted_loss, shape_of_width, vocab_size};
@@ -201,10 +203,9 @@ pub fn plan_examples(
     let by_time = budget.seconds.map_or(f64::INFINITY, |seconds| seconds * facts.tokens_per_second);
     let seen = by_time.min(budget.tokens.map_or(f64::INFINITY, |tokens| tokens as f64));
     let threads = facts.threads.max(1);
-    let most = (TOKENS_PER_PASS / sequence.max(1)).max(1);
+    let most = (TOKENS_PER_PASS / sequence.max(1)).max(1).next_multiple_of(threads);
     let best = step_tokens(seen);
-    let wanted = ((best / sequence.max(1) as f64).round() as usize).clamp(1, most);
-    let rows = overrides.rows.unwrap_or(wanted.next_multiple_of(threads));
+    let rows = overrides.rows.unwrap_or(nearest_rows(best, sequence.max(1), threads).min(most));
     decisions.add("rows", rows, overrides.rows.is_some(), || {
         format!("{best:.0} tokens per step suit this budget; a multiple of the {threads} threads")
     });

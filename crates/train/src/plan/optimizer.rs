@@ -24,6 +24,12 @@ pub(super) fn step_tokens(tokens: f64) -> f64 {
     (STEP_SHARE * tokens.max(0.0).sqrt()).max(LEAST_STEP)
 }
 
+/// Rows of `sequence` tokens that make about `tokens`: the nearest multiple of `threads`, at least one for each. Rounded up,
+/// a run of few tokens would take half as many steps as one of a little fewer.
+pub(super) fn nearest_rows(tokens: f64, sequence: usize, threads: usize) -> usize {
+    (tokens / (sequence * threads) as f64).round().max(1.0) as usize * threads
+}
+
 /// Rows per pass and passes per step.
 pub(super) fn choose_batch(
     compute: f64,
@@ -36,7 +42,7 @@ pub(super) fn choose_batch(
     // DeepSeek LLM (Bi et al. 2024), equation 1; small budgets lie far below its measurements.
     let best = step_tokens(tokens).min(0.292 * compute.powf(0.3271)).max(1.0);
     let threads = facts.threads.max(1);
-    let all_rows = ((best / sequence as f64).round() as usize).max(1).next_multiple_of(threads);
+    let all_rows = nearest_rows(best, sequence, threads);
     let per_pass = (TOKENS_PER_PASS / sequence).max(1).next_multiple_of(threads);
     let rows = overrides.rows.unwrap_or(all_rows.min(per_pass));
     let accumulation = overrides.accumulation.unwrap_or(match overrides.rows {
