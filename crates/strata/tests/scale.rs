@@ -32,7 +32,8 @@ const LADDER: &str = "scale --corpus text.txt --name law --recipe recipe.toml --
 #[test]
 fn a_ladder_is_trained_once_and_gives_a_law() {
     let place = place();
-    let (first, _) = place.json_and_messages(LADDER);
+    let (first, errors) = place.json_and_messages(LADDER);
+    assert!(errors.contains("0.4 tokens per parameter"), "a short corpus is said: {errors}");
     assert_eq!((&first["trained"], &first["found"]), (&Value::from(15), &Value::from(0)));
     let law = &first["laws"][0];
     assert_eq!(law["mixer"], "attention");

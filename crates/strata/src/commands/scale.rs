@@ -104,6 +104,16 @@ pub fn run(arguments: ScaleArguments, place: &Place) -> Result<()> {
         })
         .collect::<Result<Vec<Ladder>>>()?;
 
+    for (mixer, ladder) in mixers.iter().zip(&ladders) {
+        if let Some(share) = ladder.starved() {
+            show.line(&format!(
+                "{mixer}: the largest run reads {share:.1} tokens per parameter, for want of text or by --tokens; a law is \
+                 tested better by more text, less compute, or a smaller vocabulary (vocab_size in --recipe; now {})",
+                thousands(study.vocab_size() as f64)
+            ));
+        }
+    }
+
     // The cheapest first, whatever the mixer: mistakes show early.
     let mut order: Vec<&Rung> = ladders.iter().flat_map(|ladder| &ladder.rungs).collect();
     order.sort_by(|a, b| a.trial.flops().total_cmp(&b.trial.flops()));

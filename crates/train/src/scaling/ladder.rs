@@ -28,6 +28,8 @@ const TOKENS_PER_PARAMETER: f64 = 20.0;
 /// Passes over the corpus of the largest run at most: the law does not know repeats, and a larger model is a better test
 /// than the last third of the text.
 const PASSES: f64 = 0.7;
+/// With less than this part of them the largest run says little but that it had too little text.
+const STARVED: f64 = 0.25;
 /// Tokens that make a run more than its warm-up: some 300 steps of 512, the fewest of the recipe.
 const LEAST_TOKENS: f64 = 150_000.0;
 /// Widths below and above that of the largest run.
@@ -135,6 +137,14 @@ impl Ladder {
             Rung { trial, fitted }
         };
         Ladder { rungs: trials.into_iter().map(rung).collect() }
+    }
+
+    /// Tokens for each parameter of the largest run, where that is too few for a run to tell much about the law: the corpus
+    /// is short for so much compute.
+    pub fn starved(&self) -> Option<f64> {
+        let largest = &self.rungs.last()?.trial;
+        let share = largest.tokens() as f64 / largest.parameters() as f64;
+        (share < STARVED * TOKENS_PER_PARAMETER).then_some(share)
     }
 
     /// Operations of all trials together.
