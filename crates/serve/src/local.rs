@@ -50,7 +50,7 @@ impl LocalModel {
         stop.dedup();
         let model = Inference::with_format(decoder, cpu, settings.weights);
         let engine = Engine::start(model, tokenizer.clone(), cpu.clone(), settings)
-            .map_err(|error| format!("starting the engine's thread: {error}"))?;
+            .map_err(|error| format!("starting the engine's threads: {error}"))?;
         Ok(LocalModel {
             tokenizer,
             engine,

@@ -37,12 +37,24 @@ pub struct RecallLesson {
 impl RecallLesson {
     /// The lesson of a task as comparisons give it.
     pub fn of(task: RecallTask) -> RecallLesson {
-        let (items, steps) = match task {
-            RecallTask::Associative => (32, 1_000),
-            RecallTask::Copy => (48, 1_000),
-            RecallTask::Needle => (253, 1_000),
+        let lesson = RecallLesson {
+            task,
+            items: 32,
+            width: 64,
+            layers: 4,
+            steps: 1_000,
+            step_tokens: 2_048,
+            learning_rate: 1e-3,
         };
-        RecallLesson { task, items, width: 64, layers: 4, steps, step_tokens: 2_048, learning_rate: 1e-3 }
+        match task {
+            // With a quarter of the tokens per step, or from more than two pairs on, a hybrid stays where it knows which values
+            // there were and not whose they are.
+            RecallTask::Associative => {
+                RecallLesson { steps: 1_500, step_tokens: 8_192, learning_rate: 2e-3, ..lesson }
+            }
+            RecallTask::Copy => RecallLesson { items: 48, ..lesson },
+            RecallTask::Needle => RecallLesson { items: 253, ..lesson },
+        }
     }
 
     /// The shape of a contestant's model.

@@ -1,8 +1,11 @@
-//! Generation for many at once: one thread per model, which every request joins and leaves at any step.
+//! Generation for many at once, in lanes: threads with a batch of sequences each, which requests join and leave at any step.
 //!
-//! [`Engine::submit`] puts requests into a bounded queue and returns the stream of their events. The engine's thread
+//! [`Engine::submit`] puts requests into a bounded queue and returns the stream of their events. A lane
 //! takes the requests of all clients in turn, reads their prompts in pieces beside the sequences that are already
 //! being written, and gives every token out as soon as it is chosen. Dropping the stream cancels the request.
+//!
+//! A model that fits the cache of a core has a lane for each of the threads, and no two cores ever wait for each other. A larger
+//! one has a single lane, whose steps all threads share: there the time goes into reading weights, once for everybody.
 
 mod prefix;
 mod queue;
@@ -11,7 +14,7 @@ mod tests;
 mod worker;
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use strata_data::Tokenizer;
@@ -20,6 +23,7 @@ use strata_tensor::Cpu;
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
+use self::worker::{Shared, Worker};
 use crate::{Constraint, Limits, Sampling};
 
 /// One sequence to be written.
@@ -167,21 +171,38 @@ pub enum Refused {
         /// When there may be room.
         retry_after: Duration,
     },
-    /// The engine's thread ended.
+    /// A thread of the engine ended.
     #[error("the model is being stopped; try again")]
     Stopped,
 }
 
-/// A model that writes for many. Dropping it ends its thread once the running sequences are done.
+/// A model that writes for many. Dropping it ends its threads once the running sequences are done.
 #[derive(Debug)]
 pub struct Engine {
-    jobs: mpsc::Sender<Job>,
+    lanes: Vec<Lane>,
     counters: Arc<Counters>,
     settings: Settings,
+}
+
+/// A thread of the engine with sequences of its own.
+#[derive(Debug)]
+struct Lane {
+    jobs: mpsc::Sender<Job>,
+    /// Requests that wait for it or run in it.
+    load: Arc<AtomicUsize>,
     thread: std::thread::JoinHandle<()>,
 }
 
-/// A request on its way to the engine's thread.
+/// Models of at most so many bytes of weights get a lane for each thread. A step of such a model is so short that meeting
+/// within it costs two threads more than they gain (`docs/decisions/lanes.md`).
+const LANE_WEIGHTS: usize = 4 << 20;
+
+/// How many lanes an engine has.
+fn lanes(model: &Inference, cpu: &Cpu, settings: &Settings) -> usize {
+    if model.weight_bytes() <= LANE_WEIGHTS { cpu.threads().min(settings.batch).max(1) } else { 1 }
+}
+
+/// A request on its way to a lane.
 struct Job {
     request: Request,
     /// Place among the requests that were submitted together.
@@ -189,6 +210,23 @@ struct Job {
     events: UnboundedSender<(usize, Event)>,
     ended: Arc<Notify>,
     since: Instant,
+    _place: Place,
+}
+
+/// A place in the load of a lane, given back when the request is gone.
+struct Place(Arc<AtomicUsize>);
+
+impl Place {
+    fn new(load: &Arc<AtomicUsize>) -> Place {
+        load.fetch_add(1, Relaxed);
+        Place(load.clone())
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
 }
 
 impl Job {
@@ -229,30 +267,45 @@ impl Events {
 }
 
 impl Engine {
-    /// Starts the thread.
+    /// Starts the threads.
     ///
     /// # Errors
-    /// The operating system refuses the thread.
+    /// The operating system refuses a thread.
     pub fn start(
         model: Inference,
         tokenizer: Tokenizer,
         cpu: Cpu,
         settings: Settings,
     ) -> std::io::Result<Engine> {
-        let (jobs, receiver) = mpsc::channel();
         let counters = Arc::new(Counters::default());
-        let shared = counters.clone();
-        let thread = std::thread::Builder::new()
-            .name("strata-engine".into())
-            .spawn(move || worker::Worker::new(model, tokenizer, cpu, settings, shared).run(&receiver))?;
-        Ok(Engine { jobs, counters, settings, thread })
+        let lanes = lanes(&model, &cpu, &settings);
+        let shared = Arc::new(Shared {
+            model,
+            tokenizer,
+            settings,
+            counters: counters.clone(),
+            lanes,
+            kept: Mutex::default(),
+            running_bytes: AtomicUsize::new(0),
+        });
+        let start = |number| {
+            let (jobs, receiver) = mpsc::channel();
+            let worker =
+                Worker::new(shared.clone(), if shared.lanes == 1 { cpu.clone() } else { cpu.alone() });
+            let thread = std::thread::Builder::new()
+                .name(format!("strata-lane-{number}"))
+                .spawn(move || worker.run(&receiver))?;
+            Ok(Lane { jobs, load: Arc::default(), thread })
+        };
+        let lanes = (0..lanes).map(start).collect::<std::io::Result<_>>()?;
+        Ok(Engine { lanes, counters, settings })
     }
 
     /// Puts requests into the queue, all or none. Their events come with the request's index; sequences of one call
     /// choose independently of each other even with equal seeds. Dropping the events cancels all of them.
     ///
     /// # Errors
-    /// [`Refused`] where the queue has not enough room, or the engine's thread is gone.
+    /// [`Refused`] where the queue has not enough room, or a thread of the engine is gone.
     pub fn submit(&self, requests: Vec<Request>) -> Result<Events, Refused> {
         let waiting = &self.counters.waiting;
         let count = requests.len();
@@ -264,8 +317,13 @@ impl Engine {
         let (events, receiver) = unbounded_channel();
         let (ended, since) = (Arc::new(Notify::new()), Instant::now());
         for (index, request) in requests.into_iter().enumerate() {
-            let job = Job { request, index, events: events.clone(), ended: ended.clone(), since };
-            if self.jobs.send(job).is_err() {
+            let lane = self.lanes.iter().min_by_key(|lane| lane.load.load(Relaxed));
+            let sent = lane.is_some_and(|lane| {
+                let (events, ended) = (events.clone(), ended.clone());
+                let job = Job { request, index, events, ended, since, _place: Place::new(&lane.load) };
+                lane.jobs.send(job).is_ok()
+            });
+            if !sent {
                 return Err(Refused::Stopped);
             }
         }
@@ -277,9 +335,9 @@ impl Engine {
         &self.counters
     }
 
-    /// Whether the engine's thread ended, which it only does by a defect while there are requests to come.
+    /// Whether one of the engine's threads ended, which they only do by a defect while there are requests to come.
     pub fn is_stopped(&self) -> bool {
-        self.thread.is_finished()
+        self.lanes.iter().any(|lane| lane.thread.is_finished())
     }
 
     /// Whether anything waits or runs.

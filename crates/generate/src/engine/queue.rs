@@ -13,6 +13,11 @@ pub(super) struct Queue {
 }
 
 impl Queue {
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.turns.is_empty()
+    }
+
     /// Adds a request behind those of the same client.
     pub fn push(&mut self, job: Job) {
         let client = job.request.client;

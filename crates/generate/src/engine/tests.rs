@@ -141,8 +141,9 @@ fn a_state_that_cannot_be_cut_serves_the_next_turn_and_nothing_else() {
 }
 
 #[test]
-fn what_a_running_sequence_has_read_is_not_read_again() {
-    let engine = engine(Settings::default());
+fn what_a_running_sequence_has_read_is_not_read_again_in_its_lane() {
+    let engine =
+        Engine::start(model(), tokenizer(), Cpu::new(Isa::best(), 1).unwrap(), Settings::default()).unwrap();
     let prompt: Vec<u32> = (10..60).collect();
     let mut running = engine.submit(vec![request(&prompt, 100)]).unwrap();
     assert!(matches!(running.blocking_next(), Some((0, Event::Token(_)))));
@@ -185,6 +186,26 @@ fn constrained_answers_are_whole_beside_free_ones() {
         );
     }
     assert!(texts[0] != texts[2], "they choose independently: {texts:?}");
+}
+
+#[test]
+fn lanes_share_out_what_comes_and_know_what_the_others_kept() {
+    let engine = engine(Settings::default());
+    assert_eq!(engine.lanes.len(), 2, "one for each thread: the model is small");
+    let both: Vec<_> = (0..2).map(|_| engine.submit(vec![request(&[1, 2, 3], 140)]).unwrap()).collect();
+    assert!(engine.lanes.iter().all(|lane| lane.load.load(Relaxed) <= 1));
+    assert_eq!(engine.counters().running.load(Relaxed) + engine.counters().waiting.load(Relaxed), 2);
+    let written: Vec<_> = both.into_iter().map(|events| collect(events).0).collect();
+    assert_eq!(written[0], written[1], "lanes write the same");
+
+    // The first lane has the first conversation; while it is busy, the second goes on with it.
+    let prompt: Vec<u32> = (10..50).collect();
+    let (answer, _) = collect(engine.submit(vec![request(&prompt, 20)]).unwrap());
+    let mut busy = engine.submit(vec![request(&[7], 150)]).unwrap();
+    assert!(matches!(busy.blocking_next(), Some((0, Event::Token(_)))));
+    let turn: Vec<u32> = prompt.iter().chain(&answer).copied().chain(60..70).collect();
+    let (_, finished) = collect(engine.submit(vec![request(&turn, 1)]).unwrap());
+    assert_eq!(finished.usage.cached_tokens, prompt.len() + answer.len() - 1);
 }
 
 #[test]
@@ -249,7 +270,8 @@ fn clients_take_turns() {
     for (client, tokens) in [(7, 1), (7, 2), (7, 3), (8, 4), (9, 5), (9, 6)] {
         let request = Request { client, ..request(&[1], tokens) };
         let ended = Arc::new(Notify::new());
-        queue.push(Job { request, index: 0, events: events.clone(), ended, since: Instant::now() });
+        let (events, since, _place) = (events.clone(), Instant::now(), Place(Arc::new(AtomicUsize::new(1))));
+        queue.push(Job { request, index: 0, events, ended, since, _place });
     }
     let order: Vec<usize> =
         std::iter::from_fn(|| queue.pop(|_| true)).map(|job| job.request.limits.max_tokens).collect();

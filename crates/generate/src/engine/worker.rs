@@ -1,8 +1,9 @@
-//! The engine's thread: admit, read or write one step for everyone, give out, repeat.
+//! A lane of the engine, which is a thread: admit, read or write one step for everyone, give out, repeat.
 
-use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use strata_data::Tokenizer;
@@ -15,15 +16,33 @@ use super::{Counters, Event, Finished, Job, Reason, Settings, Token, Usage};
 use crate::sampler::log_probabilities;
 use crate::{Constraint, Sampler, TextStream};
 
+/// What all lanes of an engine share.
+pub(super) struct Shared {
+    pub model: Inference,
+    pub tokenizer: Tokenizer,
+    pub settings: Settings,
+    pub counters: Arc<Counters>,
+    /// How many lanes there are: each has an equal part of the batch, and of the memory of running sequences.
+    pub lanes: usize,
+    /// What is kept of finished sequences.
+    pub kept: Mutex<PrefixCache>,
+    /// Bytes of the running sequences of all lanes.
+    pub running_bytes: AtomicUsize,
+}
+
+impl Shared {
+    fn kept(&self) -> MutexGuard<'_, PrefixCache> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 pub(super) struct Worker {
-    model: Inference,
-    tokenizer: Tokenizer,
+    shared: Arc<Shared>,
     cpu: Cpu,
-    settings: Settings,
-    counters: Arc<Counters>,
     queue: Queue,
     running: Vec<Sequence>,
-    kept: PrefixCache,
+    /// What the counters hold of this lane: running sequences and their bytes.
+    counted: (usize, usize),
     /// Memory of every step.
     logits: Vec<f32>,
 }
@@ -38,9 +57,16 @@ struct Sequence {
     text: TextStream,
     cached: usize,
     ended: bool,
+    /// How it ended, where that is of use to anybody. It is told when the state is kept, so that whoever goes on at once finds it.
+    end: Option<Event>,
 }
 
 impl Sequence {
+    fn end(&mut self, event: Event) {
+        self.ended = true;
+        self.end = Some(event);
+    }
+
     fn written(&self) -> usize {
         self.tokens.len() - self.job.request.prompt.len()
     }
@@ -52,16 +78,9 @@ impl Sequence {
 }
 
 impl Worker {
-    pub fn new(
-        model: Inference,
-        tokenizer: Tokenizer,
-        cpu: Cpu,
-        settings: Settings,
-        counters: Arc<Counters>,
-    ) -> Worker {
-        let (queue, kept) = (Queue::default(), PrefixCache::default());
-        let (running, logits) = (Vec::new(), Vec::new());
-        Worker { model, tokenizer, cpu, settings, counters, queue, running, kept, logits }
+    pub fn new(shared: Arc<Shared>, cpu: Cpu) -> Worker {
+        let (queue, running, logits) = (Queue::default(), Vec::new(), Vec::new());
+        Worker { shared, cpu, queue, running, counted: (0, 0), logits }
     }
 
     /// Works until nobody can send requests any more and all are done.
@@ -69,7 +88,7 @@ impl Worker {
         let mut open = true;
         loop {
             while open {
-                let idle = self.running.is_empty() && self.counters.waiting.load(Relaxed) == 0;
+                let idle = self.running.is_empty() && self.queue.is_empty();
                 let job =
                     if idle { jobs.recv().map_err(|_| TryRecvError::Disconnected) } else { jobs.try_recv() };
                 match job {
@@ -95,7 +114,7 @@ impl Worker {
         let now = Instant::now();
         let late = |job: &Job| job.request.deadline.is_some_and(|deadline| now >= deadline);
         for job in self.queue.remove(|job| job.events.is_closed() || late(job)) {
-            self.counters.waiting.fetch_sub(1, Relaxed);
+            self.shared.counters.waiting.fetch_sub(1, Relaxed);
             let usage = Usage { prompt_tokens: job.request.prompt.len(), ..Usage::default() };
             let finished = Finished { reason: Reason::Timeout, text: String::new(), usage };
             job.send(Event::Finished(finished));
@@ -105,16 +124,19 @@ impl Worker {
             } else if sequence.job.events.is_closed() {
                 sequence.ended = true;
             } else if late(&sequence.job) {
-                finish(sequence, Reason::Timeout, &self.counters);
+                finish(sequence, Reason::Timeout, &self.shared.counters);
             }
         }
         let mut index = 0;
         while index < self.running.len() {
             if self.running[index].ended {
                 // The order stays: it is the order in which prompts are read.
-                let Sequence { job, state, mut tokens, .. } = self.running.remove(index);
+                let Sequence { job, state, mut tokens, end, .. } = self.running.remove(index);
                 tokens.truncate(state.len());
-                self.kept.keep(job.request.client, tokens, state);
+                self.shared.kept().keep(job.request.client, tokens, state);
+                if let Some(event) = end {
+                    job.send(event);
+                }
             } else {
                 index += 1;
             }
@@ -123,24 +145,37 @@ impl Worker {
 
     /// Moves waiting requests into the batch while there is room.
     fn admit(&mut self) {
-        let context = self.model.context();
-        let needs = |model: &Inference, job: &Job| {
+        let shared = self.shared.clone();
+        let Shared { model, settings, counters, .. } = &*shared;
+        let needs = |job: &Job| {
             let request = &job.request;
-            model.state_bytes(request.prompt.len().saturating_add(request.limits.max_tokens).min(context))
+            let tokens = request.prompt.len().saturating_add(request.limits.max_tokens);
+            model.state_bytes(tokens.min(model.context()))
         };
-        let mut reserved: usize = self.running.iter().map(|sequence| needs(&self.model, &sequence.job)).sum();
-        while self.running.len() < self.settings.batch {
-            let fits =
-                |job: &Job| reserved == 0 || reserved + needs(&self.model, job) <= self.settings.cache_bytes;
+        let (batch, bytes) = (settings.batch.div_ceil(shared.lanes), settings.cache_bytes / shared.lanes);
+        let mut reserved: usize = self.running.iter().map(|sequence| needs(&sequence.job)).sum();
+        while self.running.len() < batch {
+            let fits = |job: &Job| reserved == 0 || reserved + needs(job) <= bytes;
             let Some(job) = self.queue.pop(fits) else { break };
-            self.counters.waiting.fetch_sub(1, Relaxed);
-            reserved += needs(&self.model, &job);
+            counters.waiting.fetch_sub(1, Relaxed);
+            reserved += needs(&job);
             self.start(job);
         }
-        let used: usize = self.running.iter().map(|sequence| sequence.state.bytes()).sum();
-        self.kept.shrink(self.settings.cache_bytes.saturating_sub(used));
-        self.counters.cache_bytes.store(used + self.kept.bytes(), Relaxed);
-        self.counters.running.store(self.running.len(), Relaxed);
+        let used = self.count();
+        let mut kept = shared.kept();
+        kept.shrink(settings.cache_bytes.saturating_sub(used));
+        counters.cache_bytes.store(used + kept.bytes(), Relaxed);
+    }
+
+    /// Brings this lane's part of the counters up to date. Returns the bytes of the running sequences of all lanes.
+    fn count(&mut self) -> usize {
+        let (running, bytes) = self.counted;
+        let used = self.running.iter().map(|sequence| sequence.state.bytes()).sum();
+        self.counted = (self.running.len(), used);
+        // Sums of atomics wrap around, so that a difference may be negative.
+        self.shared.counters.running.fetch_add(self.counted.0.wrapping_sub(running), Relaxed);
+        let change = used.wrapping_sub(bytes);
+        self.shared.running_bytes.fetch_add(change, Relaxed).wrapping_add(change)
     }
 
     fn start(&mut self, job: Job) {
@@ -153,21 +188,24 @@ impl Worker {
         }
         let state = self.known_beginning(&job);
         let cached = state.len();
-        self.counters.prompt_tokens.fetch_add(request.prompt.len() as u64, Relaxed);
-        self.counters.cached_tokens.fetch_add(cached as u64, Relaxed);
+        let Shared { tokenizer, counters, .. } = &*self.shared;
+        counters.prompt_tokens.fetch_add(request.prompt.len() as u64, Relaxed);
+        counters.cached_tokens.fetch_add(cached as u64, Relaxed);
         self.running.push(Sequence {
             tokens: request.prompt.clone(),
             sampler: Sampler::new(request.sampling, job.index as u64),
-            text: TextStream::new(&self.tokenizer, &request.stop_strings, request.answer),
+            text: TextStream::new(tokenizer, &request.stop_strings, request.answer),
             state,
             cached,
             ended: false,
+            end: None,
             job,
         });
     }
 
-    /// The state after the longest beginning of the prompt that a running or a kept sequence has seen.
-    fn known_beginning(&mut self, job: &Job) -> State {
+    /// The state after the longest beginning of the prompt that a sequence running in this lane, or one that is kept, has
+    /// seen.
+    fn known_beginning(&self, job: &Job) -> State {
         let (client, prompt) = (job.request.client, &job.request.prompt);
         let running = self
             .running
@@ -177,21 +215,22 @@ impl Worker {
                 (state.reach(common(&tokens[..state.len()], prompt)), state)
             })
             .max_by_key(|(length, _)| *length);
-        let kept = self.kept.find(client, prompt);
+        let kept = self.shared.kept().find(client, prompt);
         match (running, kept) {
             (Some((length, state)), kept)
                 if is_worth(length) && kept.as_ref().is_none_or(|kept| kept.len() < length) =>
             {
-                state.prefix(length).unwrap_or_else(|| self.model.new_state())
+                state.prefix(length).unwrap_or_else(|| self.shared.model.new_state())
             }
             (_, Some(kept)) => kept,
-            _ => self.model.new_state(),
+            _ => self.shared.model.new_state(),
         }
     }
 
     /// One pass through the model: everyone being answered gets a token, new prompts are read a piece further.
     fn step(&mut self) {
-        let mut room = self.settings.prompt_tokens.max(1);
+        let Shared { model, settings, counters, .. } = &*self.shared;
+        let mut room = settings.prompt_tokens.max(1);
         let mut inputs = Vec::with_capacity(self.running.len());
         let mut served = Vec::with_capacity(self.running.len());
         for (index, sequence) in self.running.iter_mut().enumerate() {
@@ -204,28 +243,25 @@ impl Worker {
                 served.push(index);
             }
         }
-        self.counters.steps.fetch_add(1, Relaxed);
-        self.counters.step_sequences.fetch_add(inputs.len() as u64, Relaxed);
-        if let Err(error) = self.model.step_into(&self.cpu, &mut inputs, Wanted::Last, &mut self.logits) {
+        counters.steps.fetch_add(1, Relaxed);
+        counters.step_sequences.fetch_add(inputs.len() as u64, Relaxed);
+        if let Err(error) = model.step_into(&self.cpu, &mut inputs, Wanted::Last, &mut self.logits) {
             // Every prompt was checked before, so this concerns them all.
             for sequence in &mut self.running {
-                sequence.ended = true;
-                sequence.job.send(Event::Failed(error.to_string()));
+                sequence.end(Event::Failed(error.to_string()));
             }
             return;
         }
-        let context = self.model.context();
-        let counters = &*self.counters;
+        let context = model.context();
         let mut served = served.into_iter().peekable();
         let running = self.running.iter_mut().enumerate();
         let advanced =
             running.filter(|(index, _)| served.next_if_eq(index).is_some()).map(|(_, sequence)| sequence);
-        let items = advanced.zip(self.logits.chunks_exact_mut(self.model.config().vocab_size));
+        let items = advanced.zip(self.logits.chunks_exact_mut(model.config().vocab_size));
         let items: Vec<_> = items.filter(|(sequence, _)| sequence.unseen() == 0).collect();
         let choose = |(sequence, logits): (&mut Sequence, &mut [f32])| {
             if let Err(problem) = write(sequence, logits, context, counters) {
-                sequence.ended = true;
-                sequence.job.send(Event::Failed(problem));
+                sequence.end(Event::Failed(problem));
             }
         };
         // What a sequence chooses is its own affair, so threads share them out.
@@ -298,18 +334,18 @@ fn likeliest(all: &[f32], count: usize) -> Vec<(u32, f32)> {
     order
 }
 
-/// Tells the client how its sequence ended; it leaves the batch before the next step.
+/// Notes how a sequence ended; it leaves the batch before the next step.
 fn finish(sequence: &mut Sequence, reason: Reason, counters: &Counters) {
     let usage = Usage {
         prompt_tokens: sequence.job.request.prompt.len(),
         cached_tokens: sequence.cached,
         completion_tokens: sequence.written(),
     };
-    sequence.ended = true;
-    match sequence.text.finish() {
-        Ok(text) => sequence.job.send(Event::Finished(Finished { reason, text, usage })),
-        Err(error) => sequence.job.send(Event::Failed(error.to_string())),
-    }
+    let end = match sequence.text.finish() {
+        Ok(text) => Event::Finished(Finished { reason, text, usage }),
+        Err(error) => Event::Failed(error.to_string()),
+    };
+    sequence.end(end);
     let took = sequence.job.since.elapsed().as_millis() as u64;
     let mean = counters.request_milliseconds.load(Relaxed);
     let mean = if mean == 0 { took } else { (7 * mean + took) / 8 };
