@@ -106,6 +106,10 @@ impl Worker {
                 continue;
             }
             self.step();
+            if self.shared.lanes > 1 {
+                // Lanes never wait, so the connections get a core at once only if it is offered.
+                std::thread::yield_now();
+            }
         }
     }
 
