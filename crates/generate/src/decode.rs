@@ -147,7 +147,7 @@ fn read_prompts(
         let mut logits = model.step(cpu, &mut inputs, Wanted::Last)?;
         for (state, logits) in states.into_iter().zip(logits.chunks_exact_mut(model.config().vocab_size)) {
             let index = sequences.len();
-            let mut sampler = Sampler::new(sampling, index as u64);
+            let mut sampler = Sampler::new(cpu.isa(), sampling, index as u64);
             let next = sampler.choose(logits);
             sequences.push(Sequence { index, state, next, sampler, tokens: Vec::new() });
         }

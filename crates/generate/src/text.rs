@@ -65,6 +65,9 @@ impl TextStream {
                 text.remove(0);
             }
         }
+        if self.stops.is_empty() {
+            return text;
+        }
         self.held.push_str(&text);
         // Where several begin at the same place, the first one given ends it.
         let found = |(index, stop): (usize, &String)| self.held.find(stop.as_str()).map(|at| (at, index));

@@ -7,7 +7,7 @@
 //! share a key/value head, so calls can run on any thread in any order.
 
 use crate::attention_tiled;
-use crate::math::{exp, max, sum_by};
+use crate::math::{exp, max, sum_of, sum_of_pairs};
 use crate::rotary::RotaryTable;
 use crate::{BlockMut, Element, Isa, MatrixMut, MatrixRef, Store, matmul};
 use std::cell::RefCell;
@@ -392,7 +392,7 @@ per_isa! {
             for s in seen.iter_mut() {
                 *s = exp(*s - largest);
             }
-            let sum = sum_by(seen.len(), |j| seen[j]);
+            let sum = sum_of(seen, |s| s);
             let inverse = 1.0 / sum;
             for s in seen.iter_mut() {
                 *s *= inverse;
@@ -423,7 +423,7 @@ per_isa! {
             let out = &output[position * heads.query_row() + head * d..][..d];
             let d_out = &d_out[i * d..][..d];
             // Σ_j p_j · dp_j equals d_out · out, which is shorter.
-            let pull = sum_by(d, |j| out[j].to_f32() * d_out[j]);
+            let pull = sum_of_pairs(out, d_out, |o, d_o| o.to_f32() * d_o);
             let log_sum = log_sums[position * heads.heads + head];
             for hidden in [&mut *row, &mut *d_row] {
                 hidden[..place.start].fill(0.0);

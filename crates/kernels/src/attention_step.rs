@@ -3,7 +3,7 @@
 
 use crate::buffer::Lines;
 use crate::cache::{CacheFormat, KeyValueCache};
-use crate::math::{exp, max, sum_by};
+use crate::math::{exp, fold, max};
 use crate::projection::tiles;
 use crate::tile::{self, Left, Panels, Shape, Tile, prepared, with_tile};
 use crate::{BlockMut, Isa, Store};
@@ -16,6 +16,9 @@ const ROWS: usize = 24;
 
 /// Positions whose values stay in the L1 cache while the tiles pass by.
 const BLOCK: usize = 128;
+
+/// Scores whose exponentials are computed side by side.
+const LANES: usize = 32;
 
 #[derive(Debug)]
 struct Scratch {
@@ -44,15 +47,15 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = const { RefCell::new(Scratch::new()) };
 }
 
-/// Attention over one key/value head of `cache`. `qkv` holds a row as [`crate::attention::Heads`] describes it per
+/// Attention over some of the key/value heads of `cache`. `qkv` holds a row as [`crate::attention::Heads`] describes it per
 /// new token, the queries turned to their positions; token i stands at position `first + i` and sees the positions
-/// up to its own, which are in the cache. `output` is tokens x `group · dimension`.
+/// up to its own, which are in the cache. `output` is tokens x `heads · group · dimension`.
 ///
 /// # Panics
 /// Where the shapes do not fit together or a position is not in the cache.
 pub fn attention_step(
     cache: &KeyValueCache,
-    key_value_head: usize,
+    key_value_heads: Range<usize>,
     qkv: &[f32],
     first: usize,
     output: &mut BlockMut<'_, f32>,
@@ -60,46 +63,71 @@ pub fn attention_step(
     let heads = cache.heads();
     let tokens = qkv.len() / heads.row();
     assert!(
-        first + tokens <= cache.len() && tokens == output.rows() && key_value_head < heads.key_value_heads,
-        "attention: {tokens} tokens from position {first} on, {} positions in the cache, {} rows of output",
+        first + tokens <= cache.len()
+            && tokens == output.rows()
+            && key_value_heads.end <= heads.key_value_heads
+            && output.columns() == key_value_heads.len() * heads.group() * heads.dimension,
+        "attention: {tokens} tokens from position {first} on, {} positions in the cache, heads {key_value_heads:?}, \
+         {} x {} of output",
         cache.len(),
-        output.rows()
+        output.rows(),
+        output.columns()
     );
     let rows = tokens * heads.group();
+    // Heads do not wait for each other: what few rows lack in independent sums, several heads have.
+    let side_by_side = (ROWS / rows.max(1)).max(1);
     SCRATCH.with_borrow_mut(|scratch| {
-        for start in (0..rows).step_by(ROWS) {
-            let rows = start..rows.min(start + ROWS);
-            match cache.format() {
-                CacheFormat::F32 => {
-                    with_tile!(f32 cache.isa(), block(cache, key_value_head, qkv, first, rows, output, scratch));
-                }
-                CacheFormat::Bf16 => {
-                    with_tile!(bf16 cache.isa(), block(cache, key_value_head, qkv, first, rows, output, scratch));
+        for head in key_value_heads.clone().step_by(side_by_side) {
+            let heads = head..key_value_heads.end.min(head + side_by_side);
+            for start in (0..rows).step_by(ROWS) {
+                let part = Part {
+                    heads: heads.clone(),
+                    before: key_value_heads.start,
+                    rows: start..rows.min(start + ROWS),
+                };
+                match cache.format() {
+                    CacheFormat::F32 => {
+                        with_tile!(f32 cache.isa(), block(cache, part, qkv, first, output, scratch));
+                    }
+                    CacheFormat::Bf16 => {
+                        with_tile!(bf16 cache.isa(), block(cache, part, qkv, first, output, scratch));
+                    }
                 }
             }
         }
     });
 }
 
-/// A block of rows, token after token, the query heads of a token beside each other.
+/// What is computed at one time: rows of some heads, [`ROWS`] of them at most.
+struct Part {
+    /// Key/value heads.
+    heads: Range<usize>,
+    /// The first head of the output.
+    before: usize,
+    /// Rows of each head: token after token, the query heads of a token beside each other.
+    rows: Range<usize>,
+}
+
 fn block<K: Tile>(
     cache: &KeyValueCache,
-    key_value_head: usize,
+    part: Part,
     qkv: &[f32],
     first: usize,
-    rows: Range<usize>,
     output: &mut BlockMut<'_, f32>,
     scratch: &mut Scratch,
 ) {
+    let Part { heads: key_value_heads, before, rows } = part;
     let (isa, heads) = (cache.isa(), cache.heads());
     let (d, group) = (heads.dimension, heads.group());
     let seen = |row: usize| first + (rows.start + row) / group + 1;
     let count = rows.len();
+    let all = key_value_heads.len() * count;
 
     let Scratch { queries, scores, sums, left, last } = scratch;
-    let queries = queries.at_least(count * d);
-    for (query, row) in queries.chunks_exact_mut(d).zip(rows.clone()) {
-        let start = row / group * heads.row() + (key_value_head * group + row % group) * d;
+    let queries = queries.at_least(all * d);
+    let places = key_value_heads.clone().flat_map(|head| rows.clone().map(move |row| (head, row)));
+    for (query, (head, row)) in queries.chunks_exact_mut(d).zip(places) {
+        let start = row / group * heads.row() + (head * group + row % group) * d;
         for (to, from) in query.iter_mut().zip(&qkv[start..start + d]) {
             *to = from * heads.scale();
         }
@@ -107,30 +135,33 @@ fn block<K: Tile>(
     let queries = prepared::<K>(isa, d, queries, left);
 
     let panels = seen(count - 1).div_ceil(K::COLUMNS);
-    let width = panels * K::COLUMNS;
-    let scores = scores.at_least(count * width);
+    let width = (panels * K::COLUMNS).next_multiple_of(LANES);
+    let scores = scores.at_least(all * width);
     let tile_rows = tiles(K::ROWS, count).next().map_or(1, |tile| tile.len());
     let mut place = BlockMut::new(scores, width);
-    let mut panel = 0;
-    while panel < panels {
-        let side = tile::power_of_two_up_to(K::side_by_side(tile_rows), panels - panel);
-        let keys = cache.keys(key_value_head, panel);
-        for tile in tiles(K::ROWS, count) {
-            let row_stride = K::row_words(d);
-            let left = Left { data: &queries[tile.start * row_stride..], row_stride, depth_stride: K::WORDS };
-            let shape = Shape { rows: tile.len(), panels: side, depth: d.div_ceil(K::ELEMENTS) };
-            let corner = (tile.start, panel * K::COLUMNS);
-            tile::multiply::<K>(isa, shape, left, keys, &mut place, corner, Store::Overwrite);
+    for (at, head) in key_value_heads.clone().enumerate() {
+        let mut panel = 0;
+        while panel < panels {
+            let side = tile::power_of_two_up_to(K::side_by_side(tile_rows), panels - panel);
+            let keys = cache.keys(head, panel);
+            for tile in tiles(K::ROWS, count) {
+                let (row_stride, row) = (K::row_words(d), at * count + tile.start);
+                let left = Left { data: &queries[row * row_stride..], row_stride, depth_stride: K::WORDS };
+                let shape = Shape { rows: tile.len(), panels: side, depth: d.div_ceil(K::ELEMENTS) };
+                let corner = (row, panel * K::COLUMNS);
+                tile::multiply::<K>(isa, shape, left, keys, &mut place, corner, Store::Overwrite);
+            }
+            panel += side;
         }
-        panel += side;
     }
 
     let mut inverses = [0.0; ROWS];
-    for (row, inverse) in inverses[..count].iter_mut().enumerate() {
-        let scores = &mut scores[row * width..][..width];
-        *inverse = 1.0 / exponentials(isa, &mut scores[..seen(row)]);
-        // The other half of the last word.
-        scores[seen(row)..].iter_mut().take(K::ELEMENTS - 1).for_each(|hidden| *hidden = 0.0);
+    for (row, inverse) in inverses[..all].iter_mut().enumerate() {
+        let (scores, seen) = (&mut scores[row * width..][..width], seen(row % count));
+        // What is hidden in the last block gets a weight of zero: whole blocks are faster than what is left of one.
+        let blocks = seen.next_multiple_of(LANES);
+        scores[seen..blocks].fill(f32::NEG_INFINITY);
+        *inverse = 1.0 / exponentials(isa, &mut scores[..blocks]);
     }
     let weights = prepared::<K>(isa, width, scores, left);
     let padded = cache.padded_dimension();
@@ -139,7 +170,7 @@ fn block<K: Tile>(
         weights,
         row_stride: K::row_words(width),
         panels: padded / K::COLUMNS,
-        place: BlockMut::new(sums.at_least(count * padded), padded),
+        place: BlockMut::new(sums.at_least(all * padded), padded),
         tile: std::marker::PhantomData,
     };
 
@@ -150,31 +181,38 @@ fn block<K: Tile>(
         true => positions.next_multiple_of(K::ELEMENTS),
         false => positions / K::ELEMENTS * K::ELEMENTS,
     };
-    for start in (0..seen(count - 1)).step_by(BLOCK) {
-        for tile in tiles(K::ROWS, count) {
-            let common = whole(seen(tile.start)).min(start + BLOCK);
-            if start < common {
-                sums.add(tile.clone(), start..common, cache.values(key_value_head, start));
-            }
-            for row in tile {
-                let (from, to) = (common.max(start), whole(seen(row)).min(start + BLOCK));
-                if from < to {
-                    sums.add(row..row + 1, from..to, cache.values(key_value_head, from));
+    for (at, head) in key_value_heads.clone().enumerate() {
+        let of_all = |rows: Range<usize>| at * count + rows.start..at * count + rows.end;
+        for start in (0..seen(count - 1)).step_by(BLOCK) {
+            for tile in tiles(K::ROWS, count) {
+                let common = whole(seen(tile.start)).min(start + BLOCK);
+                if start < common {
+                    sums.add(of_all(tile.clone()), start..common, cache.values(head, start));
                 }
-                let end = whole(seen(row));
-                if end < seen(row) && (start..start + BLOCK).contains(&end) {
-                    let last = last.words_at_least(padded);
-                    let values = cache.values(key_value_head, end);
-                    last.iter_mut().zip(values.data).for_each(|(to, word)| *to = word & 0xffff);
-                    sums.add(row..row + 1, end..seen(row), Panels { data: last, ..values });
+                for row in tile {
+                    let own = of_all(row..row + 1);
+                    let (from, to) = (common.max(start), whole(seen(row)).min(start + BLOCK));
+                    if from < to {
+                        sums.add(own.clone(), from..to, cache.values(head, from));
+                    }
+                    let end = whole(seen(row));
+                    if end < seen(row) && (start..start + BLOCK).contains(&end) {
+                        let last = last.words_at_least(padded);
+                        let values = cache.values(head, end);
+                        last.iter_mut().zip(values.data).for_each(|(to, word)| *to = word & 0xffff);
+                        sums.add(own, end..seen(row), Panels { data: last, ..values });
+                    }
                 }
             }
         }
     }
-    for (at, row) in rows.clone().enumerate() {
-        let to = &mut output.row_mut(row / group)[row % group * d..][..d];
-        for (to, sum) in to.iter_mut().zip(sums.place.row_mut(at)) {
-            *to = *sum * inverses[at];
+    for (at, head) in key_value_heads.enumerate() {
+        for (index, row) in rows.clone().enumerate() {
+            let column = ((head - before) * group + row % group) * d;
+            let (to, row) = (&mut output.row_mut(row / group)[column..][..d], at * count + index);
+            for (to, sum) in to.iter_mut().zip(sums.place.row_mut(row)) {
+                *to = *sum * inverses[row];
+            }
         }
     }
 }
@@ -211,13 +249,19 @@ impl<K: Tile> Sums<'_, K> {
 }
 
 per_isa! {
-    /// Replaces scores by `exp(score - largest)`; returns their sum.
+    /// Replaces scores, whole blocks of them, by `exp(score - largest)`; returns their sum.
     fn exponentials(scores: &mut [f32]) -> f32 {
         let largest = max(scores);
-        for s in scores.iter_mut() {
-            *s = exp(*s - largest);
+        let mut sums = [0.0; LANES];
+        let (blocks, rest) = scores.as_chunks_mut::<LANES>();
+        debug_assert!(rest.is_empty());
+        for block in blocks {
+            for (score, sum) in block.iter_mut().zip(&mut sums) {
+                *score = exp(*score - largest);
+                *sum += *score;
+            }
         }
-        sum_by(scores.len(), |j| scores[j])
+        fold(&mut sums, |a, b| a + b)
     }
 }
 
@@ -244,8 +288,13 @@ mod tests {
         let rows = 0..tokens;
         let blocks = split(&mut output, heads.query_row(), std::slice::from_ref(&rows), &columns);
         for (g, mut block) in blocks.into_iter().enumerate() {
-            attention_step(cache, g, qkv, first, &mut block);
+            attention_step(cache, g..g + 1, qkv, first, &mut block);
         }
+        let mut together = vec![f32::NAN; tokens * heads.query_row()];
+        let mut block = BlockMut::new(&mut together, heads.query_row());
+        attention_step(cache, 0..heads.key_value_heads, qkv, first, &mut block);
+        let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        assert!(bits(&together) == bits(&output), "heads alone and beside each other");
         output
     }
 

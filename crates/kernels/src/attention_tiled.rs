@@ -2,7 +2,7 @@
 //! queries pass by in blocks. The scores of a block exist in f32, its probabilities in bf16.
 
 use crate::attention::{Attention, AttentionSaved, Heads, QUERY_BLOCK, Row, penalise};
-use crate::math::{exp, max, sum_by};
+use crate::math::{exp, max, sum_of, sum_of_pairs};
 use crate::rotary::RotaryTable;
 use crate::tiles::{Bf16Unit, PackedB, Scratch, matmul_bf16, matmul_packed_part};
 use crate::{BlockMut, Element, Isa, MatrixRef, bf16};
@@ -305,7 +305,7 @@ per_isa! {
                 *s = exp(*s - largest);
                 *p = <bf16 as Element>::from_f32(*s);
             }
-            let sum = sum_by(seen.len(), |j| seen[j]);
+            let sum = sum_of(seen, |s| s);
             inverses[i] = 1.0 / sum;
             log_sums[i] = largest + sum.ln();
         }
@@ -342,7 +342,7 @@ per_isa! {
             let out = &of.output[position * of.heads.query_row() + of.head * d..][..d];
             let d_out = &of.d_out[i * d..][..d];
             // Σ_j p_j · dp_j equals d_out · out, which is shorter.
-            let pull = sum_by(d, |j| out[j].to_f32() * d_out[j].to_f32());
+            let pull = sum_of_pairs(out, d_out, |o, d_o| o.to_f32() * d_o.to_f32());
             let log_sum = of.log_sums[position * of.heads.heads + of.head];
             for hidden in [&mut *to, &mut *d_to] {
                 hidden[..place.start].fill(bf16::ZERO);

@@ -40,6 +40,9 @@ pub struct KeyValueCache {
     values: Vec<Lines>,
 }
 
+/// Words of keys that are rounded at one time.
+const ROUNDED: usize = 64;
+
 /// Positions that there is room for with the first one.
 const FIRST_POSITIONS: usize = 64;
 
@@ -120,10 +123,16 @@ impl KeyValueCache {
                     to_values.iter_mut().zip(values).for_each(|(to, value)| *to = value.to_bits());
                 }
                 CacheFormat::Bf16 => {
-                    let (pairs, rest) = keys.as_chunks::<2>();
-                    let last = rest.iter().map(|key| bfloat16::pair(*key, 0.0));
-                    let words = pairs.iter().map(|[low, high]| bfloat16::pair(*low, *high)).chain(last);
-                    to_keys.zip(words).for_each(|(to, word)| *to = word);
+                    // Rounded side by side first: they lie apart where they go.
+                    let mut to_keys = to_keys;
+                    for keys in keys.chunks(2 * ROUNDED) {
+                        let mut words = [0; ROUNDED];
+                        bfloat16::set_pairs(self.isa, keys, &mut words);
+                        to_keys
+                            .by_ref()
+                            .zip(&words[..keys.len().div_ceil(2)])
+                            .for_each(|(to, word)| *to = *word);
+                    }
                     bfloat16::set_halves(self.isa, values, high, to_values);
                 }
             }

@@ -1,6 +1,6 @@
 //! Softmax cross-entropy over rows of logits.
 
-use crate::math::{exp, max, sum_by};
+use crate::math::{exp, max, sum_of};
 
 per_isa! {
     /// The weighted loss `Σ_r weights[r] · (log Σ_j e^logits[r, j] - logits[r, targets[r]])` in nats, over rows of
@@ -31,9 +31,9 @@ per_isa! {
                 for v in row.iter_mut() {
                     *v = exp(*v - largest);
                 }
-                sum_by(vocabulary, |j| row[j])
+                sum_of(row, |v| v)
             } else {
-                sum_by(vocabulary, |j| exp(row[j] - largest))
+                sum_of(row, |v| exp(v - largest))
             };
             loss += weight as f64 * (largest as f64 + (sum as f64).ln() - chosen as f64);
             if let Some(scale) = gradient_scale {

@@ -1,6 +1,6 @@
 //! Root-mean-square normalisation of a gated value, group by group: what a Mamba-2 block does behind its scan.
 
-use crate::math::{sigmoid, sum_by};
+use crate::math::{sigmoid, sum_of, sum_of_pairs};
 use crate::{BlockMut, Element, MatrixRef};
 
 per_isa! {
@@ -30,7 +30,7 @@ per_isa! {
                     let gate = gate.to_f32();
                     *v = x.to_f32() * (gate * sigmoid(gate));
                 }
-                let scale = 1.0 / (sum_by(group, |i| v[i] * v[i]) / group as f32 + epsilon).sqrt();
+                let scale = 1.0 / (sum_of(&v[..group], |v| v * v) / group as f32 + epsilon).sqrt();
                 rstd[r * groups + g] = scale;
                 for ((y, v), w) in y[own].iter_mut().zip(&v).zip(&weight[g * group..]) {
                     *y = E::from_f32(v * scale * w);
@@ -83,7 +83,7 @@ per_isa! {
                     d_v[i] = dy * weight[i];
                     d_weight[i] += dy * v[i] * scale;
                 }
-                let pull = sum_by(group, |i| d_v[i] * v[i]) * scale * scale / group as f32;
+                let pull = sum_of_pairs(&d_v[..group], &v[..group], |d_v, v| d_v * v) * scale * scale / group as f32;
                 for i in 0..group {
                     let (z, d) = (gate[i].to_f32(), scale * (d_v[i] - v[i] * pull));
                     let s = gates[i];

@@ -3,7 +3,7 @@
 
 use crate::Isa;
 use crate::attention::{Heads, Sight, penalise};
-use crate::math::{exp, max, sum_by};
+use crate::math::{exp, max, sum_of, sum_of_pairs};
 use crate::rotary::RotaryTable;
 
 /// Keys and values of the last tokens of a sequence, that of token `t` in row `t` modulo the number of rows: a row holds all
@@ -74,14 +74,14 @@ per_isa! {
         let row = |j: usize| &slots[(first + j) % capacity * width + start..];
         for (j, score) in scores.iter_mut().enumerate() {
             let key = &row(j)[..d];
-            *score = sum_by(d, |k| query[k] * key[k]) * scale;
+            *score = sum_of_pairs(query, key, |q, k| q * k) * scale;
         }
         penalise(scores, slope);
         let largest = max(scores);
         for score in scores.iter_mut() {
             *score = exp(*score - largest);
         }
-        let sum = sum_by(scores.len(), |j| scores[j]);
+        let sum = sum_of(scores, |s| s);
         out.fill(0.0);
         for (j, score) in scores.iter().enumerate() {
             // The values follow all the keys.

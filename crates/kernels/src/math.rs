@@ -46,21 +46,38 @@ pub fn softplus(x: f32) -> f32 {
     2.0 * s * p + if x > 0.0 { x } else { 0.0 }
 }
 
-/// Sum of `term(i)` for `i` in `0..n`, in a fixed order that vectorises.
+/// Sum of `term(a[i])`, in a fixed order that vectorises: whole blocks of the slices, no index that could be out of bounds.
 #[inline(always)]
-pub fn sum_by(n: usize, mut term: impl FnMut(usize) -> f32) -> f32 {
+pub fn sum_of<A: Copy>(a: &[A], term: impl Fn(A) -> f32) -> f32 {
+    sum_of_pairs(a, a, |a, _| term(a))
+}
+
+/// As [`sum_of`], of `term(a[i], b[i])`.
+#[inline(always)]
+pub fn sum_of_pairs<A: Copy, B: Copy>(a: &[A], b: &[B], term: impl Fn(A, B) -> f32) -> f32 {
+    sum_of_triples(a, b, b, |a, b, _| term(a, b))
+}
+
+/// As [`sum_of`], of `term(a[i], b[i], c[i])`.
+#[inline(always)]
+pub fn sum_of_triples<A: Copy, B: Copy, C: Copy>(
+    a: &[A],
+    b: &[B],
+    c: &[C],
+    term: impl Fn(A, B, C) -> f32,
+) -> f32 {
+    assert!(a.len() == b.len() && a.len() == c.len(), "sum: slices of different lengths");
+    let ((a, last_a), (b, last_b), (c, last_c)) =
+        (a.as_chunks::<LANES>(), b.as_chunks::<LANES>(), c.as_chunks::<LANES>());
     let mut lanes = [0.0f32; LANES];
-    let whole = n - n % LANES;
-    let mut i = 0;
-    while i < whole {
-        for (lane, sum) in lanes.iter_mut().enumerate() {
-            *sum += term(i + lane);
+    for ((a, b), c) in a.iter().zip(b).zip(c) {
+        for lane in 0..LANES {
+            lanes[lane] += term(a[lane], b[lane], c[lane]);
         }
-        i += LANES;
     }
     let mut tail = 0.0;
-    for j in whole..n {
-        tail += term(j);
+    for ((a, b), c) in last_a.iter().zip(last_b).zip(last_c) {
+        tail += term(*a, *b, *c);
     }
     fold(&mut lanes, |a, b| a + b) + tail
 }
@@ -82,6 +99,19 @@ pub fn max(values: &[f32]) -> f32 {
     best
 }
 
+per_isa! {
+    /// Place of the first of the largest elements; a NaN is never larger. None where there is no element above negative
+    /// infinity.
+    pub fn first_largest(values: &[f32]) -> Option<usize> {
+        let largest = max(values);
+        let (blocks, _) = values.as_chunks::<LANES>();
+        let holds = |block: &[f32; LANES]| block.iter().fold(false, |found, value| found | (*value == largest));
+        let before = LANES * blocks.iter().position(holds).unwrap_or(blocks.len());
+        let place = || values[before..].iter().position(|value| *value == largest);
+        if largest > f32::NEG_INFINITY { place().map(|place| before + place) } else { None }
+    }
+}
+
 /// All lanes, a power of two of them, joined to one.
 #[inline(always)]
 pub(crate) fn fold<const L: usize>(lanes: &mut [f32; L], join: impl Fn(f32, f32) -> f32) -> f32 {
@@ -100,7 +130,7 @@ per_isa! {
     pub fn sum_of_squares(values: &[f32]) -> f64 {
         let mut total = 0.0;
         for block in values.chunks(4096) {
-            total += sum_by(block.len(), |i| block[i] * block[i]) as f64;
+            total += sum_of(block, |v| v * v) as f64;
         }
         total
     }
@@ -146,8 +176,26 @@ mod tests {
     fn reductions_cover_every_element_for_every_length() {
         for n in 0..100 {
             let values: Vec<f32> = (0..n).map(|i| i as f32 - 3.0).collect();
-            assert_eq!(sum_by(n, |i| values[i]), values.iter().sum::<f32>(), "n = {n}");
+            assert_eq!(sum_of(&values, |v| v), values.iter().sum::<f32>(), "n = {n}");
+            let products = sum_of_triples(&values, &values, &values, |a, b, c| a + b * 2.0 - c);
+            assert_eq!(products, 2.0 * values.iter().sum::<f32>(), "n = {n}");
             assert_eq!(max(&values), values.iter().copied().fold(f32::NEG_INFINITY, f32::max), "n = {n}");
+        }
+    }
+
+    #[test]
+    fn the_first_of_the_largest_is_found_for_every_length_and_beside_what_is_no_number() {
+        for isa in crate::Isa::available() {
+            assert_eq!(first_largest(isa, &[f32::NEG_INFINITY, f32::NAN]), None);
+            for n in 0..100 {
+                assert_eq!(first_largest(isa, &vec![f32::NAN; n]), None);
+                for at in 0..n {
+                    let mut values = vec![-7.0; n];
+                    values[at..].fill(-3.0);
+                    values[..at / 2].fill(f32::NAN);
+                    assert_eq!(first_largest(isa, &values), Some(at), "{isa:?}: {at} of {n}");
+                }
+            }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Root-mean-square normalisation (Zhang and Sennrich, 2019): `y = w · x / sqrt(mean(x²) + ε)`.
 
-use crate::math::sum_by;
+use crate::math::{sum_of, sum_of_triples};
 use crate::{Element, Store};
 
 per_isa! {
@@ -10,7 +10,7 @@ per_isa! {
         let width = weight.len();
         assert!(x.len() == y.len() && x.len() == rstd.len() * width, "rms_norm: shapes");
         for ((x, y), r) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)).zip(rstd) {
-            let mean = sum_by(width, |i| x[i].to_f32() * x[i].to_f32()) / width as f32;
+            let mean = sum_of(x, |x| x.to_f32() * x.to_f32()) / width as f32;
             let scale = 1.0 / (mean + epsilon).sqrt();
             *r = scale;
             for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
@@ -38,7 +38,7 @@ per_isa! {
         );
         let rows = d_y.chunks_exact(width).zip(x.chunks_exact(width)).zip(d_x.chunks_exact_mut(width)).zip(rstd);
         for (((d_y, x), d_x), &scale) in rows {
-            let dot = sum_by(width, |i| d_y[i].to_f32() * weight[i] * x[i].to_f32());
+            let dot = sum_of_triples(d_y, weight, x, |d_y, w, x| d_y.to_f32() * w * x.to_f32());
             let pull = dot * scale * scale / width as f32;
             let keep = if store == Store::Accumulate { 1.0 } else { 0.0 };
             for i in 0..width {

@@ -64,6 +64,9 @@ pub struct Fields {
     pub format: &'static str,
 }
 
+/// Bytes of a prompt that are encoded in a fraction of a millisecond.
+const LIGHT_BYTES: usize = 1024;
+
 /// What to continue.
 #[derive(Debug, Clone)]
 pub enum Prompt {
@@ -167,6 +170,22 @@ impl Ask {
     /// Whether the answer may call tools.
     pub fn calls_tools(&self) -> bool {
         !self.tools.is_empty() && self.tool_choice != Choice::None
+    }
+
+    /// Whether it takes no time worth mentioning to encode the prompt: short texts, and no grammar to compile.
+    pub fn is_light(&self) -> bool {
+        let bytes = match &self.prompt {
+            Prompt::Chat { documents, .. } if !documents.is_empty() => return false,
+            Prompt::Chat { messages, .. } => messages.iter().map(|message| message.content.len() + 16).sum(),
+            Prompt::Texts(texts) => texts
+                .iter()
+                .map(|text| match text {
+                    Text::Plain(text) => text.len(),
+                    Text::Tokens(tokens) => tokens.len(),
+                })
+                .sum::<usize>(),
+        };
+        bytes <= LIGHT_BYTES && self.format == Format::Text && !self.calls_tools()
     }
 
     /// The grammar of the answer, if it must have one.

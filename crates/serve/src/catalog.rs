@@ -49,8 +49,12 @@ impl Model {
     pub async fn ask(&self, ask: Ask, asker: Asker) -> Result<Answers, ApiError> {
         match self {
             Model::Local(model) => {
+                // Encoding a long prompt or compiling a schema would hold up everyone on this thread; a short one is
+                // encoded sooner than another thread wakes.
+                if ask.is_light() {
+                    return model.ask(&ask, asker).map(Answers::Local);
+                }
                 let model = model.clone();
-                // Encoding a long prompt or compiling a schema would hold up everyone on this thread.
                 let answers = tokio::task::spawn_blocking(move || model.ask(&ask, asker)).await;
                 answers.map_err(ApiError::internal)?.map(Answers::Local)
             }

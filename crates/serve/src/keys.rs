@@ -180,7 +180,9 @@ impl Keys {
     /// # Errors
     /// The database fails.
     pub fn any(&self) -> Result<bool, KeyError> {
-        let found = self.lock().query_row("select exists (select 1 from keys)", [], |row| row.get(0));
+        let connection = self.lock();
+        let statement = connection.prepare_cached("select exists (select 1 from keys)");
+        let found = statement.and_then(|mut statement| statement.query_row([], |row| row.get(0)));
         found.map_err(|error| self.failed(error))
     }
 

@@ -28,15 +28,25 @@ pub trait Format: Send + 'static {
 /// that the machine makes tokens instead of sending them.
 const PAUSE: Duration = Duration::from_millis(8);
 
+/// How long an answer's beginning waits for the first token, to be sent with it in one piece.
+const TOGETHER: Duration = Duration::from_millis(50);
+
 /// Sends a session's answers as they come. When the client goes away the session is dropped, and with it its place in
 /// the engine.
-pub fn stream<F: Format>(session: Session, mut format: F) -> Response {
+pub async fn stream<F: Format>(session: Session, mut format: F) -> Response {
     let mut first = Vec::new();
     format.begin(&mut first);
-    let sending = Sending { session, format, first: Some(first.into()), sent: None };
-    let body = futures_util::stream::unfold(sending, |mut sending| async move {
-        let bytes = sending.next().await?;
-        Some((Ok::<_, std::convert::Infallible>(bytes), sending))
+    let mut sending = Sending { session, format, sent: None };
+    if let Ok(Some(bytes)) = tokio::time::timeout(TOGETHER, sending.next()).await {
+        first.extend_from_slice(&bytes);
+    }
+    let first = (!first.is_empty()).then(|| Bytes::from(first));
+    let body = futures_util::stream::unfold((sending, first), |(mut sending, first)| async move {
+        let bytes = match first {
+            Some(first) => first,
+            None => sending.next().await?,
+        };
+        Some((Ok::<_, std::convert::Infallible>(bytes), (sending, None)))
     });
     // Proxies that hold an answer back until it is whole would make a stream useless.
     let headers = [
@@ -51,18 +61,13 @@ pub fn stream<F: Format>(session: Session, mut format: F) -> Response {
 struct Sending<F> {
     session: Session,
     format: F,
-    /// What stands before all answers.
-    first: Option<Bytes>,
     /// When tokens were sent last.
     sent: Option<Instant>,
 }
 
 impl<F: Format> Sending<F> {
-    /// What is to be sent next: all that has come since. None at the end.
+    /// What is to be sent next: all that has come since. None at the end. Nothing is lost where the caller stops waiting.
     async fn next(&mut self) -> Option<Bytes> {
-        if let Some(first) = self.first.take().filter(|first| !first.is_empty()) {
-            return Some(first);
-        }
         let mut out = Vec::new();
         while out.is_empty() {
             if self.session.is_done() {

@@ -10,6 +10,9 @@ mod show;
 
 use clap::{Parser, Subcommand};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Make your own language models on machines you already have, and use them there.
 #[derive(Parser)]
 #[command(name = "strata", version, propagate_version = true, arg_required_else_help = true)]

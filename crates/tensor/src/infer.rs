@@ -6,6 +6,7 @@ use crate::{Cpu, Heads, RotaryTable};
 use std::ops::Range;
 use strata_kernels::attention_step::attention_step;
 pub use strata_kernels::cache::{CacheFormat, KeyValueCache};
+pub use strata_kernels::math::first_largest;
 use strata_kernels::projection::Rows;
 pub use strata_kernels::projection::{PackedWeight, WeightFormat};
 use strata_kernels::{grid, norm, projection, swiglu as kernel};
@@ -142,20 +143,21 @@ pub fn attention(cpu: &Cpu, heads: Heads, qkv: &[f32], sequences: &[Cached<'_>],
         end += new;
     }
     let rows: Vec<_> = pieces.iter().map(|piece| piece.rows.clone()).collect();
+    let shared = cpu.small_ranges(operations, 2, 1).len() > 1;
+    // Several heads are faster at once than one after the other.
+    let side_by_side = if shared { 1 } else { heads.key_value_heads };
+    let groups: Vec<_> =
+        (0..heads.key_value_heads).step_by(side_by_side).map(|head| head..head + side_by_side).collect();
     let width = heads.group() * heads.dimension;
-    let columns: Vec<_> = (0..heads.key_value_heads).map(|g| g * width..(g + 1) * width).collect();
+    let columns: Vec<_> = groups.iter().map(|heads| heads.start * width..heads.end * width).collect();
     let blocks = grid::split(output, heads.query_row(), &rows, &columns);
     let work = |(i, mut block): (usize, grid::BlockMut<'_, f32>)| {
-        let Piece { cache, rows, position } = &pieces[i / columns.len()];
+        let Piece { cache, rows, position } = &pieces[i / groups.len()];
         let qkv = &qkv[rows.start * heads.row()..rows.end * heads.row()];
-        attention_step(cache, i % columns.len(), qkv, *position, &mut block);
+        attention_step(cache, groups[i % groups.len()].clone(), qkv, *position, &mut block);
     };
     let items = blocks.into_iter().enumerate();
-    if cpu.small_ranges(operations, 2, 1).len() > 1 {
-        cpu.for_each_small(items.collect(), work)
-    } else {
-        items.for_each(work)
-    }
+    if shared { cpu.for_each_small(items.collect(), work) } else { items.for_each(work) }
 }
 
 #[cfg(test)]

@@ -37,10 +37,12 @@ impl PrefixCache {
             .entries
             .iter_mut()
             .filter(|entry| entry.client == client)
-            .map(|entry| (entry.state.reach(common(&entry.tokens, prompt)), entry))
+            .map(|entry| (common(&entry.tokens, prompt), entry))
+            .filter(|(length, _)| is_worth(*length))
+            .map(|(length, entry)| (entry.state.reach(length), entry))
             .max_by_key(|(length, _)| *length)?;
         let (length, entry) = best;
-        if length < WORTH {
+        if !is_worth(length) {
             return None;
         }
         self.clock += 1;

@@ -197,7 +197,7 @@ impl Worker {
         counters.cached_tokens.fetch_add(cached as u64, Relaxed);
         self.running.push(Sequence {
             tokens: request.prompt.clone(),
-            sampler: Sampler::new(request.sampling, job.index as u64),
+            sampler: Sampler::new(self.cpu.isa(), request.sampling, job.index as u64),
             text: TextStream::new(tokenizer, &request.stop_strings, request.answer),
             state,
             cached,

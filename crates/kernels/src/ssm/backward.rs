@@ -3,7 +3,7 @@
 use super::forward::{advance, scale_columns};
 use super::time::{HeadSteps, Steps};
 use super::{CHUNK, Extent, LANES, Scan, columns, lanes, row, store};
-use crate::math::{exp, fold, sigmoid, softplus, sum_by};
+use crate::math::{exp, fold, sigmoid, softplus, sum_of, sum_of_pairs};
 use crate::{BlockMut, Element, Isa, MatrixMut, MatrixRef, Store, matmul};
 
 /// Where the gradients of a scan go.
@@ -221,7 +221,7 @@ fn pairs_of<const N: usize, E: Element>(
         d_dt[j] += weights[j];
         d_sum[j] -= pulls[j];
     }
-    d_sum[t] += sum_by(N, |j| pulls[j]);
+    d_sum[t] += sum_of(&pulls[..N], |p| p);
 }
 
 /// The tokens of a chunk in one head.
@@ -340,7 +340,7 @@ per_isa! {
         let mut total = 0.0;
         for (a, b) in a.chunks_exact(width).zip(b.chunks_exact(width)) {
             let (a, b) = (&a[from..from + count], &b[from..from + count]);
-            total += sum_by(count, |p| a[p] * b[p].to_f32());
+            total += sum_of_pairs(&a[..count], &b[..count], |a, b| a * b.to_f32());
         }
         total
     }

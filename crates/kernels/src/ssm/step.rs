@@ -1,7 +1,7 @@
 //! The scan of one sequence token by token: what decoding computes.
 
 use super::{Extent, Scan, row, time_step};
-use crate::math::{exp, sum_by};
+use crate::math::{exp, sum_of_pairs};
 use crate::{BlockMut, Isa};
 
 /// The scan over the tokens of one sequence, one after the other, from `state` (heads, P, N), which moves on. Its bits do
@@ -39,7 +39,7 @@ per_isa! {
             for (h, b) in state.iter_mut().zip(b) {
                 *h = decay * *h + input * b;
             }
-            *y = sum_by(c.len(), |n| state[n] * c[n]) + d * x;
+            *y = sum_of_pairs(&state[..c.len()], c, |s, c| s * c) + d * x;
         }
     }
 }

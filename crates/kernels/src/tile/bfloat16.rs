@@ -31,6 +31,15 @@ per_isa! {
     }
 }
 
+per_isa! {
+    /// Neighbours as words: `values.len() / 2` of them, rounded up; a missing last half is zero.
+    pub(crate) fn set_pairs(values: &[f32], words: &mut [u32]) {
+        let (pairs, rest) = values.as_chunks::<2>();
+        words.iter_mut().zip(pairs).for_each(|(word, [low, high])| *word = pair(*low, *high));
+        rest.iter().for_each(|last| words[pairs.len()] = round(*last));
+    }
+}
+
 /// Rows of f32 as pairs of bf16; a missing last half is zero.
 #[cfg(target_arch = "x86_64")]
 fn pairs(isa: Isa, inputs: usize, x: &[f32], words: &mut [u32]) {

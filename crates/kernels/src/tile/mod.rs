@@ -18,11 +18,17 @@ pub(crate) const LARGEST: usize = 12 * 32;
 /// Bytes between what is read and what is fetched, for few rows, which wait for memory.
 const AHEAD: usize = 8192;
 
-/// Fetches what a panel has [`AHEAD`] of `right`: two lines, a step of the widest vectors.
+/// How far ahead is fetched of a right operand with so many words: nothing lies behind its end.
 #[inline(always)]
-pub(crate) fn fetch(rows: usize, right: *const u32) {
+pub(crate) fn ahead(words: usize) -> usize {
+    if words * 4 > AHEAD { AHEAD } else { 0 }
+}
+
+/// Fetches what a panel has `ahead` bytes behind `right`: two lines, a step of the widest vectors.
+#[inline(always)]
+pub(crate) fn fetch(rows: usize, right: *const u32, ahead: usize) {
     if rows <= 2 {
-        let ahead = right.wrapping_byte_add(AHEAD);
+        let ahead = right.wrapping_byte_add(ahead);
         prefetch::read(ahead);
         prefetch::read(ahead.wrapping_byte_add(64));
     }
@@ -61,6 +67,7 @@ pub(crate) struct Operands {
     b: *const u32,
     panel_stride: usize,
     panel_depth_stride: usize,
+    ahead: usize,
     c: *mut f32,
     c_stride: usize,
     accumulate: bool,
@@ -131,6 +138,7 @@ pub(crate) fn multiply<K: Tile>(
         b: b.data.as_ptr(),
         panel_stride: b.stride,
         panel_depth_stride: b.depth_stride,
+        ahead: ahead(b.data.len()),
         c,
         c_stride,
         accumulate: store == Store::Accumulate,
@@ -205,7 +213,7 @@ macro_rules! tiles {
         $(#[$meta])*
         $(#[target_feature(enable = $features)])?
         unsafe fn $function<const ROWS: usize, const PANELS: usize>(operands: &Operands) {
-            let Operands { depth, row_stride, depth_stride, panel_stride, c, c_stride, .. } = *operands;
+            let Operands { depth, row_stride, depth_stride, panel_stride, ahead, c, c_stride, .. } = *operands;
             // SAFETY: see the caller's contract.
             unsafe {
                 let at = |row: usize, panel: usize, half: usize| {
@@ -224,7 +232,7 @@ macro_rules! tiles {
                     let mut right = [[$right(b); 2]; PANELS];
                     for panel in 0..PANELS {
                         let b = b.add(panel * panel_stride);
-                        $crate::tile::fetch(ROWS, b);
+                        $crate::tile::fetch(ROWS, b, ahead);
                         right[panel] = [$right(b), $right(b.add($lanes))];
                     }
                     for row in 0..ROWS {

@@ -294,7 +294,7 @@ pub async fn chat(
     let session = Session::begin(&app, &client, &model, ask).await?;
     let format = ChatStreamV1 { id: uuid(), history, answer: Whole::default() };
     if streamed {
-        return Ok(stream::stream(session, format));
+        return Ok(stream::stream(session, format).await);
     }
     let answers = session.whole().await?;
     let answer = answers.into_iter().next().ok_or_else(|| ApiError::internal("there is no answer"))?;

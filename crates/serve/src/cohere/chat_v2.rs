@@ -363,7 +363,7 @@ pub async fn chat(
     let (model, ask) = request.ask()?;
     let session = Session::begin(&app, &client, &model, ask).await?;
     if streamed {
-        return Ok(stream::stream(session, ChatStreamV2 { id: uuid(), begun: false }));
+        return Ok(stream::stream(session, ChatStreamV2 { id: uuid(), begun: false }).await);
     }
     let answers = session.whole().await?;
     let usage = total_usage(&answers, 1).into();

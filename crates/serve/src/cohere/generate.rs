@@ -163,7 +163,8 @@ pub async fn generate(
         return Ok(stream::stream(
             session,
             GenerateStream { id: uuid(), prompt, kept, likelihoods, answers },
-        ));
+        )
+        .await);
     }
     let answers = session.whole().await?;
     let usage = total_usage(&answers, count);

@@ -417,7 +417,7 @@ pub async fn chat_completions(
     let omitted = [("x-omitted-messages", session.omitted().to_string())];
     if streamed {
         let format = ChatStream { id, created, model, count, include_usage, usage: AskUsage::default() };
-        return Ok((omitted, stream::stream(session, format)).into_response());
+        return Ok((omitted, stream::stream(session, format).await).into_response());
     }
     let answers = session.whole().await?;
     let usage = total_usage(&answers, count).into();

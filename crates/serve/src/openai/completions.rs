@@ -197,7 +197,7 @@ pub async fn completions(
     if streamed {
         let (usage, offsets) = (AskUsage::default(), BTreeMap::new());
         let format = CompletionStream { id, created, model, count, include_usage, usage, echo, offsets };
-        return Ok(stream::stream(session, format));
+        return Ok(stream::stream(session, format).await);
     }
     let answers = session.whole().await?;
     let usage = Some(Some(total_usage(&answers, count).into()));
