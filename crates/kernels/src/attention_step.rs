@@ -155,14 +155,9 @@ fn block<K: Tile>(
         }
     }
 
-    let mut inverses = [0.0; ROWS];
-    for (row, inverse) in inverses[..all].iter_mut().enumerate() {
-        let (scores, seen) = (&mut scores[row * width..][..width], seen(row % count));
-        // What is hidden in the last block gets a weight of zero: whole blocks are faster than what is left of one.
-        let blocks = seen.next_multiple_of(LANES);
-        scores[seen..blocks].fill(f32::NEG_INFINITY);
-        *inverse = 1.0 / exponentials(isa, &mut scores[..blocks]);
-    }
+    let (mut visible, mut inverses) = ([0; ROWS], [0.0; ROWS]);
+    visible[..all].iter_mut().enumerate().for_each(|(row, visible)| *visible = seen(row % count));
+    exponentials(isa, scores, width, &visible[..all], &mut inverses);
     let weights = prepared::<K>(isa, width, scores, left);
     let padded = cache.padded_dimension();
     let mut sums = Sums::<K> {
@@ -249,19 +244,22 @@ impl<K: Tile> Sums<'_, K> {
 }
 
 per_isa! {
-    /// Replaces scores, whole blocks of them, by `exp(score - largest)`; returns their sum.
-    fn exponentials(scores: &mut [f32]) -> f32 {
-        let largest = max(scores);
-        let mut sums = [0.0; LANES];
-        let (blocks, rest) = scores.as_chunks_mut::<LANES>();
-        debug_assert!(rest.is_empty());
-        for block in blocks {
-            for (score, sum) in block.iter_mut().zip(&mut sums) {
-                *score = exp(*score - largest);
-                *sum += *score;
+    /// Replaces the visible scores of every row, `width` apart, by `exp(score - largest)`, and writes one over their sum.
+    /// What is hidden in the last block gets a zero: whole blocks are faster than what is left of one.
+    fn exponentials(scores: &mut [f32], width: usize, visible: &[usize], inverses: &mut [f32]) {
+        for ((row, &visible), inverse) in scores.chunks_exact_mut(width).zip(visible).zip(inverses) {
+            let row = &mut row[..visible.next_multiple_of(LANES)];
+            row[visible..].fill(f32::NEG_INFINITY);
+            let largest = max(row);
+            let mut sums = [0.0; LANES];
+            for block in row.as_chunks_mut::<LANES>().0 {
+                for (score, sum) in block.iter_mut().zip(&mut sums) {
+                    *score = exp(*score - largest);
+                    *sum += *score;
+                }
             }
+            *inverse = 1.0 / fold(&mut sums, |a, b| a + b);
         }
-        fold(&mut sums, |a, b| a + b)
     }
 }
 

@@ -120,13 +120,18 @@ fn panicked(cause: Box<dyn std::any::Any + Send + 'static>) -> Response {
     ApiError::internal("a defect of the server; its log says more").into_response()
 }
 
+/// Whether this request needs a key: asked of the database once.
+#[derive(Debug, Clone, Copy)]
+struct NeedsKey(bool);
+
 /// Finds out who asks, and lets nobody in who needs a key and has none.
 async fn authenticate(
     State(app): State<Shared>,
     mut request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
-    let client = match app.needs_key().map_err(ApiError::internal)? {
+    let NeedsKey(needed) = request.extensions().get().copied().unwrap_or(NeedsKey(true));
+    let client = match needed {
         // Clients that cannot do without a key send any.
         false => Client::default(),
         true => {
@@ -150,10 +155,12 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 /// Without keys, a page of another origin that resolves its own name to this machine must not be answered.
 async fn only_this_machine(
     State(app): State<Shared>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
-    if !app.needs_key().map_err(ApiError::internal)? {
+    let needs_key = app.needs_key().map_err(ApiError::internal)?;
+    request.extensions_mut().insert(NeedsKey(needs_key));
+    if !needs_key {
         let host = request.headers().get(HOST).and_then(|value| value.to_str().ok()).unwrap_or("");
         let name = host
             .rsplit_once(':')
