@@ -10,8 +10,10 @@ mod show;
 
 use clap::{Parser, Subcommand};
 
+// A server makes texts and caches in one thread and drops them in another: docs/decisions/allocator.md.
+#[cfg(not(target_env = "msvc"))]
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Make your own language models on machines you already have, and use them there.
 #[derive(Parser)]
