@@ -69,8 +69,8 @@ const PAIRS_PER_DIALOGUE: f64 = 0.3;
 
 /// Size of the sample world's parts: as much as a second of the whole can make use of, up to a limit.
 const TEXT_BYTES: (f64, f64) = (50e3, 16e6);
-const PAIRS: (f64, f64) = (180.0, 60e3);
-const DIALOGUES: (f64, f64) = (60.0, 20e3);
+const PAIRS: (f64, f64) = (500.0, 200e3);
+const DIALOGUES: (f64, f64) = (150.0, 50e3);
 const TASKS_PER_FAMILY: usize = 10;
 const DIALOGUE_TASKS: usize = 120;
 /// Held-out examples measured of data that was given.
