@@ -7,7 +7,7 @@ import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import { after, afterEach, before, test } from "node:test";
 import { chromium } from "playwright-core";
-import { startMock } from "./mock-server.mjs";
+import { startMock, until } from "./mock-server.mjs";
 
 const ARTIFACTS = process.env.STRATA_ARTIFACTS;
 const REAL = process.env.STRATA_URL?.replace(/\/$/, "");
@@ -307,12 +307,15 @@ test("stopping midway keeps what came and the server is told", async () => {
   assert.match(text, /word0 word1 word2/);
   await page.waitForTimeout(200);
   assert.equal(await textOf(page), text, "nothing came after the stop");
+  // The page says that it stopped before the server has seen the connection close.
+  await until(() => mock.aborted > aborted);
   assert.equal(mock.aborted, aborted + 1, "the server saw the connection close");
   assert.match(await page.locator(".facts").textContent(), /stopped by you/);
   await say(page, "slow");
   await page.getByText("word5").last().waitFor();
   await page.keyboard.press("Escape");
   await ended(page);
+  await until(() => mock.aborted > aborted + 1);
   assert.equal(mock.aborted, aborted + 2);
 });
 

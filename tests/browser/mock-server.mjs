@@ -259,7 +259,8 @@ async function chat(mock, request, response) {
   response.end("data: [DONE]\n\n");
 }
 
-async function until(condition) {
+/** Waits until `condition` holds, half a minute at most. */
+export async function until(condition) {
   for (let tries = 0; tries < 600 && !condition(); tries += 1) await sleep(50);
 }
 
