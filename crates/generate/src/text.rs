@@ -66,6 +66,7 @@ impl TextStream {
             }
         }
         if self.stops.is_empty() {
+            // Nothing is ever held back.
             return text;
         }
         self.held.push_str(&text);

@@ -3,7 +3,7 @@
 
 use crate::buffer::Lines;
 use crate::cache::{CacheFormat, KeyValueCache};
-use crate::math::{exp, fold, max};
+use crate::math::{LANES, exp, fold, max};
 use crate::projection::tiles;
 use crate::tile::{self, Left, Panels, Shape, Tile, prepared, with_tile};
 use crate::{BlockMut, Isa, Store};
@@ -16,9 +16,6 @@ const ROWS: usize = 24;
 
 /// Positions whose values stay in the L1 cache while the tiles pass by.
 const BLOCK: usize = 128;
-
-/// Scores whose exponentials are computed side by side.
-const LANES: usize = 32;
 
 #[derive(Debug)]
 struct Scratch {

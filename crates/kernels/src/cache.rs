@@ -115,7 +115,7 @@ impl KeyValueCache {
         for ((to_keys, to_values), (keys, values)) in
             heads.zip(keys.chunks_exact(d).zip(values.chunks_exact(d)))
         {
-            let to_keys = to_keys.words_mut()[start..].iter_mut().step_by(width);
+            let mut to_keys = to_keys.words_mut()[start..].iter_mut().step_by(width);
             let to_values = &mut to_values.words_mut()[row..][..d];
             match format {
                 CacheFormat::F32 => {
@@ -124,7 +124,6 @@ impl KeyValueCache {
                 }
                 CacheFormat::Bf16 => {
                     // Rounded side by side first: they lie apart where they go.
-                    let mut to_keys = to_keys;
                     for keys in keys.chunks(2 * ROUNDED) {
                         let mut words = [0; ROUNDED];
                         bfloat16::set_pairs(self.isa, keys, &mut words);

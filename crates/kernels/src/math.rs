@@ -1,7 +1,8 @@
 //! Scalar functions that vectorise, and reductions with a fixed order of additions.
 
-/// Partial sums per reduction: enough to fill the widest registers several times over.
-const LANES: usize = 32;
+/// Numbers that a reduction or a row of exponentials takes side by side: enough to fill the widest registers several times
+/// over.
+pub(crate) const LANES: usize = 32;
 
 /// `e^x` in f32, relative error below 2e-7; 0 below -87.3, saturating above 88. NaN stays NaN.
 /// Range reduction by ln 2 in two parts, then a degree-6 polynomial (Cephes `expf`).

@@ -390,3 +390,42 @@ pub fn total_usage(answers: &[Whole], count: usize) -> AskUsage {
     }
     total
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use strata_data::Role;
+
+    const FIELDS: Fields = Fields { prompt: "prompt", max_tokens: "max_tokens", format: "format" };
+
+    fn chat(text: &str) -> Ask {
+        let messages = vec![Message::new(Role::User, text)];
+        Ask::new(Prompt::Chat { messages, documents: Vec::new() }, FIELDS)
+    }
+
+    #[test]
+    fn only_a_short_prompt_without_grammar_or_documents_is_light() {
+        assert!(chat("What is the opposite of hot?").is_light());
+        assert!(!chat(&"hot ".repeat(LIGHT_BYTES / 4)).is_light());
+
+        let plain = |text: &str| Ask::new(Prompt::Texts(vec![Text::Plain(text.into())]), FIELDS);
+        assert!(plain("Once").is_light());
+        assert!(!plain(&"o".repeat(LIGHT_BYTES + 1)).is_light());
+
+        let messages = vec![Message::new(Role::User, "Who?")];
+        let documents = vec![json!({"text": "Ada"})];
+        assert!(!Ask::new(Prompt::Chat { messages, documents }, FIELDS).is_light());
+
+        let mut shaped = chat("Who?");
+        shaped.format = Format::JsonObject;
+        assert!(!shaped.is_light());
+
+        let mut calling = chat("Who?");
+        let (name, description) = ("find".into(), String::new());
+        calling.tools = vec![AskedTool { name, description, parameters: json!({}) }];
+        assert!(!calling.is_light());
+        calling.tool_choice = Choice::None;
+        assert!(calling.is_light());
+    }
+}

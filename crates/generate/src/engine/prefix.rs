@@ -40,11 +40,9 @@ impl PrefixCache {
             .map(|entry| (common(&entry.tokens, prompt), entry))
             .filter(|(length, _)| is_worth(*length))
             .map(|(length, entry)| (entry.state.reach(length), entry))
-            .max_by_key(|(length, _)| *length)?;
-        let (length, entry) = best;
-        if !is_worth(length) {
-            return None;
-        }
+            .filter(|(length, _)| is_worth(*length))
+            .max_by_key(|(length, _)| *length);
+        let (length, entry) = best?;
         self.clock += 1;
         entry.used = self.clock;
         entry.state.prefix(length)

@@ -18,7 +18,7 @@ fn round(value: f32) -> u32 {
 
 /// A word of two neighbours in depth.
 #[inline(always)]
-pub(crate) fn pair(low: f32, high: f32) -> u32 {
+fn pair(low: f32, high: f32) -> u32 {
     round(low) | round(high) << 16
 }
 
