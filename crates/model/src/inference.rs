@@ -105,10 +105,10 @@ struct Mlp {
     down: PackedWeight,
 }
 
-/// Bytes of weights that stay in the caches of a core while it passes through them again and again.
-const CACHED_WEIGHTS: usize = 8 << 20;
-/// Rows for which reading all weights costs a thread little beside multiplying them.
-const MANY_ROWS: usize = 32;
+/// Where each thread computes its own sequences apart from the others: from so many rows for each on, by the bytes of the
+/// weights, which each thread then reads whole. What a core gets again and again from its caches costs nothing; from the
+/// last cache half of eight rows' multiplications; from memory half of sixteen rows'.
+const APART: [(usize, usize); 3] = [(8 << 20, 1), (16 << 20, 8), (usize::MAX, 16)];
 
 /// Activations of a step.
 #[derive(Debug, Default)]
@@ -327,7 +327,8 @@ impl Inference {
     /// that pays where they lie in the caches, or where each thread has many rows for them.
     fn groups(&self, cpu: &Cpu, inputs: &[Input<'_>], rows: usize) -> Vec<usize> {
         let threads = cpu.threads();
-        let apart = self.weight_bytes() <= CACHED_WEIGHTS || rows / threads >= MANY_ROWS;
+        let bytes = self.weight_bytes();
+        let apart = APART.iter().any(|&(most, least)| bytes <= most && rows / threads >= least);
         if threads == 1 || inputs.len() < threads || !apart {
             return vec![inputs.len()];
         }

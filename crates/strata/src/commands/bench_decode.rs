@@ -1,6 +1,6 @@
 //! `strata bench decode`: how fast text is written and prompts are read, and what of the machine that takes.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::Args;
@@ -29,8 +29,9 @@ pub struct DecodeBench {
     weights: WeightsArgument,
 }
 
-/// Runs that are timed; the middle one counts.
+/// Runs that are timed at least, and for how long at least; the middle one counts.
 const ROUNDS: usize = 3;
+const LEAST: Duration = Duration::from_secs(1);
 
 /// Runs the command.
 pub fn run(bench: &DecodeBench, place: &Place) -> Result<()> {
@@ -53,7 +54,8 @@ pub fn run(bench: &DecodeBench, place: &Place) -> Result<()> {
     };
     let (mut reading, mut writing) = (Vec::new(), Vec::new());
     // The first round brings everything into memory and is not counted.
-    for _ in 0..=ROUNDS {
+    let begun = Instant::now();
+    while reading.len() <= ROUNDS || begun.elapsed() < LEAST {
         let mut state = [model.new_state()];
         let started = Instant::now();
         step(&mut state, &prompt)?;
