@@ -8,6 +8,7 @@ use super::{Family, Operands};
 use crate::Isa;
 #[cfg(target_arch = "x86_64")]
 use crate::Level;
+use crate::math::{LANES, fold};
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
@@ -28,34 +29,51 @@ pub(crate) fn row_words(inputs: usize) -> usize {
     inputs.div_ceil(4) + 2 * groups(inputs)
 }
 
-/// The scale of a group. Not a number where one of its values is none, so that it shows in every result.
-#[inline(always)]
-fn scale_of(values: &[f32]) -> f32 {
-    let mut largest = 0.0f32;
-    let mut poison = 0.0f32;
-    for value in values {
-        largest = if value.abs() > largest { value.abs() } else { largest };
-        poison += value * 0.0;
-    }
-    largest / LARGEST + poison
-}
-
-/// Four values as bytes of a word; `inverse` is that of the scale.
-#[inline(always)]
-fn word_of(values: &[f32], inverse: f32, offset: i32) -> (u32, i32) {
-    let (mut word, mut sum) = (0, 0);
-    for (i, value) in values.iter().enumerate() {
-        let rounded = (value * inverse).round_ties_even() as i32;
-        sum += rounded;
-        word |= u32::from((rounded + offset) as u8) << (8 * i);
-    }
-    (word, sum)
-}
-
 #[inline(always)]
 fn inverse_of(scale: f32) -> f32 {
     // The inverse of a subnormal number may be infinite; what is that small counts as zero.
     if scale >= f32::MIN_POSITIVE { 1.0 / scale } else { 0.0 }
+}
+
+/// 1.5·2²³: a small number added to it is rounded to an integer, ties to even, in the low bits.
+const ROUND: f32 = 12_582_912.0;
+
+/// A group as bytes, four in a word, with its scale and the sum of the bytes. The scale is not a number where one of the values is
+/// none, so that it shows in every result.
+struct Rounded {
+    words: [u32; GROUP_STEPS],
+    scale: f32,
+    total: i32,
+}
+
+/// Rounds up to [`GROUP`] values; missing ones are zero. The loops run over whole groups, so that they vectorise.
+#[inline(always)]
+fn rounded(values: &[f32]) -> Rounded {
+    let mut filled = [0.0; GROUP];
+    let values = values.try_into().unwrap_or_else(|_| {
+        filled[..values.len()].copy_from_slice(values);
+        &filled
+    });
+    let (mut largest, mut poison) = ([0.0f32; LANES], [0.0f32; LANES]);
+    for block in values.as_chunks::<LANES>().0 {
+        for (lane, value) in block.iter().enumerate() {
+            largest[lane] = if value.abs() > largest[lane] { value.abs() } else { largest[lane] };
+            poison[lane] += value * 0.0;
+        }
+    }
+    let scale = fold(&mut largest, f32::max) / LARGEST + fold(&mut poison, |a, b| a + b);
+    let inverse = inverse_of(scale);
+    let (mut bytes, mut total) = ([0; GROUP], 0i32);
+    for (byte, value) in bytes.iter_mut().zip(values) {
+        let rounded = (value * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits());
+        total = total.wrapping_add(rounded as i32);
+        *byte = rounded as u8;
+    }
+    let mut words = [0; GROUP_STEPS];
+    for (word, bytes) in words.iter_mut().zip(bytes.as_chunks::<4>().0) {
+        *word = u32::from_le_bytes(*bytes);
+    }
+    Rounded { words, scale, total }
 }
 
 per_isa! {
@@ -67,21 +85,9 @@ per_isa! {
             for ((group, bytes), end) in
                 row.chunks(GROUP).zip(bytes.chunks_mut(GROUP_STEPS)).zip(ends.as_chunks_mut::<2>().0)
             {
-                let scale = scale_of(group);
-                let inverse = inverse_of(scale);
-                let mut total = 0;
-                let (fours, rest) = group.as_chunks::<4>();
-                for (word, four) in bytes.iter_mut().zip(fours) {
-                    let (packed, sum) = word_of(four, inverse, 0);
-                    *word = packed;
-                    total += sum;
-                }
-                if let (false, Some(word)) = (rest.is_empty(), bytes.last_mut()) {
-                    let (packed, sum) = word_of(rest, inverse, 0);
-                    *word = packed;
-                    total += sum;
-                }
-                *end = [scale.to_bits(), (-128 * total) as u32];
+                let Rounded { words, scale, total } = rounded(group);
+                bytes.copy_from_slice(&words[..bytes.len()]);
+                *end = [scale.to_bits(), total.wrapping_mul(-128) as u32];
             }
         }
     }
@@ -95,14 +101,14 @@ per_isa! {
             panel.fill(0);
         }
         for (column, row) in rows.chunks_exact(inputs).enumerate() {
-            for (group, words) in row.chunks(GROUP).zip(panel.chunks_mut((GROUP_STEPS + 1) * columns)) {
-                let scale = scale_of(group);
-                let inverse = inverse_of(scale);
-                let mut words = words.chunks_exact_mut(columns);
-                for (four, words) in group.chunks(4).zip(&mut words) {
-                    words[column] = word_of(four, inverse, 128).0;
+            for (group, to) in row.chunks(GROUP).zip(panel.chunks_mut((GROUP_STEPS + 1) * columns)) {
+                let Rounded { words, scale, .. } = rounded(group);
+                let mut to = to.chunks_exact_mut(columns);
+                for (word, to) in words[..group.len().div_ceil(4)].iter().zip(&mut to) {
+                    // 128 is added to every byte.
+                    to[column] = word ^ 0x8080_8080;
                 }
-                if let Some(scales) = words.next() {
+                if let Some(scales) = to.next() {
                     scales[column] = scale.to_bits();
                 }
             }
@@ -318,4 +324,66 @@ family! {
         };
     12 rows, side by side (4 for 1, 2 for 2 | 3, 1 for _);
     1 x 1, 1 x 2, 1 x 4, 2 x 1, 2 x 2, 3 x 1, 3 x 2, 4 x 1, 5 x 1, 6 x 1, 7 x 1, 8 x 1, 9 x 1, 10 x 1, 11 x 1, 12 x 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reference::Random;
+
+    /// The bytes, scales and sums of a row, on every instruction set.
+    fn prepared(row: &[f32]) -> Vec<(Vec<i8>, Vec<f32>, Vec<i32>)> {
+        let of = |isa: Isa| {
+            let mut words = vec![u32::MAX; row_words(row.len())];
+            prepare(isa, row.len(), row, &mut words);
+            let (bytes, ends) = words.split_at(row.len().div_ceil(4));
+            let bytes = bytes.iter().flat_map(|word| word.to_le_bytes()).map(|byte| byte as i8).collect();
+            let ends = ends.as_chunks::<2>().0;
+            let scales = ends.iter().map(|end| f32::from_bits(end[0])).collect();
+            (bytes, scales, ends.iter().map(|end| end[1] as i32).collect())
+        };
+        Isa::available().into_iter().map(of).collect()
+    }
+
+    #[test]
+    fn rows_are_rounded_to_the_nearest_127th_of_their_groups_largest_ties_to_even() {
+        let mut random = Random::new(3);
+        for inputs in [1, 3, 31, 127, 128, 129, 300] {
+            let mut row: Vec<f32> = random.elements(inputs);
+            // 127 makes the scale one, so that halves are ties.
+            (row[0], row[inputs / 2]) = (127.0, if inputs > 2 { 2.5 } else { -127.0 });
+            for (bytes, scales, starts) in prepared(&row) {
+                assert_eq!(bytes.len(), inputs.next_multiple_of(4));
+                assert!(bytes[inputs..].iter().all(|byte| *byte == 0), "{inputs}: nothing behind the end");
+                for (index, group) in row.chunks(GROUP).enumerate() {
+                    let bytes = &bytes[index * GROUP..][..group.len()];
+                    let largest = group.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+                    assert_eq!(scales[index], largest / 127.0, "{inputs}");
+                    for (value, byte) in group.iter().zip(bytes) {
+                        let expected = (value * (1.0 / scales[index])).round_ties_even();
+                        assert_eq!(f32::from(*byte), expected, "{inputs}: {value}");
+                    }
+                    let sum: i32 = bytes.iter().map(|byte| i32::from(*byte)).sum();
+                    assert_eq!(starts[index], -128 * sum, "{inputs}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_number_shows_in_the_scale_and_what_is_next_to_nothing_is_zero() {
+        for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for place in [0, 5, 127, 128, 140] {
+                let mut row = vec![0.5; 141];
+                row[place] = odd;
+                for (_, scales, _) in prepared(&row) {
+                    let broken: Vec<bool> = scales.iter().map(|scale| scale.is_nan()).collect();
+                    assert_eq!(broken, [place < GROUP, place >= GROUP], "{odd} at {place}");
+                }
+            }
+        }
+        for (bytes, scales, _) in prepared(&[1e-40; 8]) {
+            assert!(bytes.iter().all(|byte| *byte == 0) && scales[0] >= 0.0, "{bytes:?} {scales:?}");
+        }
+    }
 }
