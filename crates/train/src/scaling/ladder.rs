@@ -33,11 +33,12 @@ const TOKENS_PER_PARAMETER: f64 = 20.0;
 const PASSES: f64 = 0.7;
 /// With less than this part of them the largest run says little but that it had too little text.
 const STARVED: f64 = 0.25;
-/// The law's runs read at least this part of the largest run's tokens, and have at least this part of its parameters. What is
+/// The law's runs have at least such a part of the largest run's parameters, and read at least such a part of its tokens. What is
 /// much smaller or shorter is another thing: the narrowest models lack directions for their vocabulary, and in a short run
-/// a mixer has not yet learnt to look back (docs/decisions/scaling-law.md).
-const LEAST_OF_TOKENS: f64 = 0.2;
-const LEAST_OF_PARAMETERS: f64 = 0.1;
+/// a mixer has not yet learnt to look back (docs/decisions/scaling-law.md). Where too few runs are left, the next pair holds.
+const LEAST_PARTS: [(f64, f64); 3] = [(0.1, 0.2), (0.05, 0.1), (0.0, 0.0)];
+/// Runs of a law that are worth going on with one pair.
+const ENOUGH: usize = 10;
 /// Tokens that make a run more than its warm-up: some 300 steps of 512, the fewest of the recipe.
 const LEAST_TOKENS: f64 = 150_000.0;
 /// Budgets of tokens of a width, each a factor of √2 below the one before: five numbers want more than a few points.
@@ -84,18 +85,25 @@ impl Ladder {
         let test = plan(width, (flops / per_token).min(corpus))?;
         // A little less, because budgets are rounded up to whole steps.
         let share = 0.97 * FITTED_SHARE * test.flops();
-        let least = LEAST_TOKENS.max(LEAST_OF_TOKENS * test.tokens() as f64);
-        let mut trials = vec![test];
-        let narrower = shapes[..largest].iter().filter(|shape| shape.1 >= LEAST_OF_PARAMETERS * parameters);
-        for (width, _, per_token) in narrower {
-            for budget in 0..BUDGETS {
-                let tokens = (share / per_token).min(corpus) / 2f64.powf(f64::from(budget) / 2.0);
-                if tokens >= least {
-                    trials.push(plan(*width, tokens)?);
+        let mut ladder = Ladder::of(vec![test.clone()]);
+        for (of_parameters, of_tokens) in LEAST_PARTS {
+            if ladder.rungs.len() > ENOUGH {
+                break;
+            }
+            let least = LEAST_TOKENS.max(of_tokens * test.tokens() as f64);
+            let mut trials = vec![test.clone()];
+            let narrower = shapes[..largest].iter().filter(|shape| shape.1 >= of_parameters * parameters);
+            for (width, _, per_token) in narrower {
+                for budget in 0..BUDGETS {
+                    let tokens = (share / per_token).min(corpus) / 2f64.powf(f64::from(budget) / 2.0);
+                    if tokens >= least {
+                        trials.push(plan(*width, tokens)?);
+                    }
                 }
             }
+            ladder = Ladder::of(trials);
         }
-        Ok(Ladder::of(trials))
+        Ok(ladder)
     }
 
     /// Every one of these sizes with every one of these budgets of tokens.

@@ -79,6 +79,34 @@ fn intervals_hold_the_truth_and_are_the_same_every_time() {
 }
 
 #[test]
+fn an_exponent_beyond_what_is_plausible_stays_at_the_bound_and_the_rest_fits_around_it() {
+    for (alpha, beta, bound) in [(0.9, 0.35, 0.6), (0.35, 0.9, 0.6), (0.05, 0.35, 0.15)] {
+        let law = Law { e: 2.0, a: 2.5e5f64.powf(alpha), b: 2e5f64.powf(beta), alpha, beta };
+        let samples = ladder(law, 0.0, 0);
+        let found = fit(&samples).unwrap();
+        assert_eq!(if beta == 0.35 { found.alpha } else { found.beta }, bound, "{found:?}");
+        // Nothing near it is better by the Huber loss of δ = 10⁻³, as far as within the bounds.
+        let objective = |law: &Law| -> f64 {
+            let errors = samples.iter().map(|s| (law.loss(s.parameters, s.tokens) / s.loss).ln().abs());
+            errors.map(|e| if e < 1e-3 { 0.5 * e * e } else { 1e-3 * (e - 5e-4) }).sum()
+        };
+        let least = objective(&found);
+        for factor in [0.999, 1.001] {
+            let others = [
+                Law { e: found.e * factor, ..found },
+                Law { a: found.a * factor, ..found },
+                Law { b: found.b * factor, ..found },
+                Law { beta: (found.beta * factor).clamp(0.15, 0.6), ..found },
+                Law { alpha: (found.alpha * factor).clamp(0.15, 0.6), ..found },
+            ];
+            for other in others {
+                assert!(objective(&other) >= least - 1e-9, "{other:?} is better than {found:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn the_optimum_is_where_neither_a_larger_nor_a_smaller_model_is_better() {
     let (flops, rate) = (1e15, 6.3);
     let best = TRUE.optimum(flops, rate);
