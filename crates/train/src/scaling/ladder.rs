@@ -35,7 +35,8 @@ const PASSES: f64 = 0.7;
 const STARVED: f64 = 0.25;
 /// The law's runs have at least such a part of the largest run's parameters, and read at least such a part of its tokens. What is
 /// much smaller or shorter is another thing: the narrowest models lack directions for their vocabulary, and in a short run
-/// a mixer has not yet learnt to look back (docs/decisions/scaling-law.md). Where too few runs are left, the next pair holds.
+/// a mixer has not yet learnt to look back (docs/decisions/scaling-law.md). Where too few runs are left, the next pair holds;
+/// with the last one, any size does that has enough tokens.
 const LEAST_PARTS: [(f64, f64); 3] = [(0.1, 0.2), (0.05, 0.1), (0.0, 0.0)];
 /// Runs of a law that are worth going on with one pair.
 const ENOUGH: usize = 10;
@@ -92,8 +93,8 @@ impl Ladder {
             }
             let least = LEAST_TOKENS.max(of_tokens * test.tokens() as f64);
             let mut trials = vec![test.clone()];
-            let narrower = shapes[..largest].iter().filter(|shape| shape.1 >= of_parameters * parameters);
-            for (width, _, per_token) in narrower {
+            let sizes = if of_parameters > 0.0 { &shapes[..largest] } else { &shapes[..] };
+            for (width, _, per_token) in sizes.iter().filter(|shape| shape.1 >= of_parameters * parameters) {
                 for budget in 0..BUDGETS {
                     let tokens = (share / per_token).min(corpus) / 2f64.powf(f64::from(budget) / 2.0);
                     if tokens >= least {
