@@ -105,9 +105,9 @@ struct Mlp {
     down: PackedWeight,
 }
 
-/// Where each thread computes its own sequences apart from the others: from so many rows for each on, by the bytes of the
-/// weights, which each thread then reads whole. What a core gets again and again from its caches costs nothing; from the
-/// last cache half of eight rows' multiplications; from memory half of sixteen rows'.
+/// Bytes of weights at most, and rows for each thread at least, for which threads compute their own sequences apart from each
+/// other. Each then reads all weights, which costs little beside multiplying so many rows: in the caches of a core, in the
+/// last-level cache, and in memory.
 const APART: [(usize, usize); 3] = [(8 << 20, 1), (16 << 20, 8), (usize::MAX, 16)];
 
 /// Activations of a step.

@@ -35,22 +35,24 @@ const PASSES: f64 = 0.7;
 const STARVED: f64 = 0.25;
 /// The law's runs have at least such a part of the largest run's parameters, and read at least such a part of its tokens. What is
 /// much smaller or shorter is another thing: the narrowest models lack directions for their vocabulary, and in a short run
-/// a mixer has not yet learnt to look back (docs/decisions/scaling-law.md). Where too few runs are left, the next pair holds;
-/// with the last one, any size does that has enough tokens.
+/// a mixer has not yet learnt to look back (docs/decisions/scaling-law.md). Where too few runs are left, the next pair holds.
 const LEAST_PARTS: [(f64, f64); 3] = [(0.1, 0.2), (0.05, 0.1), (0.0, 0.0)];
 /// Runs of a law that are worth going on with one pair.
 const ENOUGH: usize = 10;
+/// Sizes below and above that of the largest run: more would take much longer than it does.
+const SMALLER: usize = 6;
+const LARGER: usize = 1;
 /// Tokens that make a run more than its warm-up: some 300 steps of 512, the fewest of the recipe.
 const LEAST_TOKENS: f64 = 150_000.0;
 /// Budgets of tokens of a width, each a factor of √2 below the one before: five numbers want more than a few points.
 const BUDGETS: i32 = 6;
 
 impl Ladder {
-    /// A ladder whose largest run takes `flops` operations; all others together take a little more.
+    /// A ladder whose largest run takes `flops` operations; all others together take about as many or a little more.
     ///
     /// The largest has the size that is best used by `flops`, and never sees a text twice. The others are
     /// narrower, down to a tenth of its parameters, and have as many tokens as an eighth of `flops` buys, and fewer, down to a
-    /// fifth of the largest's.
+    /// fifth of the largest's; less, where that leaves too few runs.
     ///
     /// # Errors
     /// A setting that cannot be met, or so little compute that no ladder fits under it.
@@ -86,6 +88,7 @@ impl Ladder {
         let test = plan(width, (flops / per_token).min(corpus))?;
         // A little less, because budgets are rounded up to whole steps.
         let share = 0.97 * FITTED_SHARE * test.flops();
+        let near = &shapes[largest.saturating_sub(SMALLER)..shapes.len().min(largest + LARGER + 1)];
         let mut ladder = Ladder::of(vec![test.clone()]);
         for (of_parameters, of_tokens) in LEAST_PARTS {
             if ladder.rungs.len() > ENOUGH {
@@ -93,8 +96,7 @@ impl Ladder {
             }
             let least = LEAST_TOKENS.max(of_tokens * test.tokens() as f64);
             let mut trials = vec![test.clone()];
-            let sizes = if of_parameters > 0.0 { &shapes[..largest] } else { &shapes[..] };
-            for (width, _, per_token) in sizes.iter().filter(|shape| shape.1 >= of_parameters * parameters) {
+            for (width, _, per_token) in near.iter().filter(|shape| shape.1 >= of_parameters * parameters) {
                 for budget in 0..BUDGETS {
                     let tokens = (share / per_token).min(corpus) / 2f64.powf(f64::from(budget) / 2.0);
                     if tokens >= least {
