@@ -305,7 +305,7 @@ mod tests {
         for (isa, format) in combinations() {
             // Products of pairs round both sides, otherwise only what is kept is rounded.
             let narrow = format == CacheFormat::Bf16;
-            let both = narrow && isa.has_avx512_bf16();
+            let both = narrow && isa.prefers_bf16_dot();
             let round = |value: f32, narrow: bool| {
                 f64::from(if narrow { bf16::from_f32(value).to_f32() } else { value })
             };

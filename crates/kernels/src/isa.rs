@@ -112,6 +112,7 @@ struct Detected {
     avx2_lacks: Option<&'static str>,
     avx512_lacks: Option<&'static str>,
     avx512_bf16: bool,
+    fast_bf16_dot: bool,
     avx512_vnni: bool,
     amx: AmxStatus,
 }
@@ -179,12 +180,20 @@ impl Isa {
         self.0 >= Level::Avx512 && detected().avx512_bf16
     }
 
+    /// Whether AVX-512's dot products of bf16 do more per cycle than its multiply-adds of f32. Those of AMD do twice as
+    /// many operations; Intel's do half as many on the processors that also have AMX (which a hypervisor may hide), and as
+    /// many on the one generation before. Decided by vendor and not by a clock, so that it is the same in every run.
+    pub fn prefers_bf16_dot(self) -> bool {
+        self.has_avx512_bf16() && detected().fast_bf16_dot
+    }
+
     /// Whether AVX-512 has dot products of bytes here; false below [`Level::Avx512`].
     pub fn has_avx512_vnni(self) -> bool {
         self.0 >= Level::Avx512 && detected().avx512_vnni
     }
 
-    /// The proof that products of bf16 are faster than those of f32 here, by AMX tiles or AVX-512's dot products.
+    /// The proof that products of bf16 are no slower than those of f32 here: by AMX tiles, AVX-512's dot products or its
+    /// multiply-adds.
     pub fn bf16_unit(self) -> Option<Bf16Unit> {
         Bf16Unit::of(self)
     }
@@ -232,8 +241,11 @@ fn detect() -> Detected {
         _ => Level::Portable,
     };
     let avx512_bf16 = avx512_lacks.is_none() && std::arch::is_x86_feature_detected!("avx512bf16");
+    // Intel's name for itself, in the order of CPUID's registers.
+    let vendor = std::arch::x86_64::__cpuid(0);
+    let is_intel = [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat() == *b"GenuineIntel";
     let avx512_vnni = avx512_lacks.is_none() && std::arch::is_x86_feature_detected!("avx512vnni");
-    Detected { best, avx2_lacks, avx512_lacks, avx512_bf16, avx512_vnni, amx }
+    Detected { best, avx2_lacks, avx512_lacks, avx512_bf16, fast_bf16_dot: !is_intel, avx512_vnni, amx }
 }
 
 #[cfg(not(target_arch = "x86_64"))]
@@ -244,6 +256,7 @@ fn detect() -> Detected {
         avx2_lacks: lacks,
         avx512_lacks: lacks,
         avx512_bf16: false,
+        fast_bf16_dot: false,
         avx512_vnni: false,
         amx: AmxStatus::NotBuiltIn,
     }

@@ -26,7 +26,7 @@ pub fn peak_flops_f32(isa: Isa, seconds: f64) -> f64 {
     rate(seconds, || portable_round(ROUNDS))
 }
 
-/// As [`peak_flops_f32`] by the widest products of bf16 that `isa` has: tiles of AMX, dot products of AVX-512, or
+/// As [`peak_flops_f32`] by the fastest products of bf16 that `isa` has: tiles of AMX, dot products of AVX-512, or
 /// else those of f32, to which bf16 is then widened.
 pub fn peak_flops_bf16(isa: Isa, seconds: f64) -> f64 {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -34,7 +34,7 @@ pub fn peak_flops_bf16(isa: Isa, seconds: f64) -> f64 {
         return amx::peak(seconds);
     }
     #[cfg(target_arch = "x86_64")]
-    if isa.has_avx512_bf16() {
+    if isa.prefers_bf16_dot() {
         // SAFETY: the instruction set has bf16 dot products.
         return rate(seconds, || unsafe { x86::avx512_bf16_round(ROUNDS) });
     }

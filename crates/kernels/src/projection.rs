@@ -354,7 +354,7 @@ mod tests {
                 let x: Vec<f32> = random.elements(rows * inputs);
                 let packed = packed(isa, format, &weight, inputs);
                 let y = product(&packed, &x, &[]);
-                let exact = format == WeightFormat::Bf16 && !isa.has_avx512_bf16();
+                let exact = format == WeightFormat::Bf16 && !isa.prefers_bf16_dot();
                 let x_format = if exact { WeightFormat::F32 } else { format };
                 let x_rounded: Vec<Vec<f64>> = x.chunks(inputs).map(|row| rounded(x_format, row)).collect();
                 let mut row = vec![0.0; inputs];

@@ -17,7 +17,7 @@ pub struct MachineArguments {
     /// Threads that compute [default: the cores this process may use]
     #[arg(long, global = true, value_name = "N")]
     threads: Option<usize>,
-    /// Precision of training arithmetic [default: bf16 where the processor multiplies it, else f32]
+    /// Precision of training arithmetic [default: bf16 on x86-64 with AVX2 or more, else f32]
     #[arg(long, global = true, value_enum)]
     precision: Option<PrecisionName>,
 }

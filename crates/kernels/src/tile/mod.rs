@@ -265,7 +265,7 @@ macro_rules! with_tile {
     (bf16 $isa:expr, $function:ident($($argument:expr),* $(,)?)) => {
         match $isa.level() {
             #[cfg(target_arch = "x86_64")]
-            $crate::Level::Avx512 | $crate::Level::Amx if $isa.has_avx512_bf16() => {
+            $crate::Level::Avx512 | $crate::Level::Amx if $isa.prefers_bf16_dot() => {
                 $function::<$crate::tile::bfloat16::Dot>($($argument),*)
             }
             #[cfg(target_arch = "x86_64")]

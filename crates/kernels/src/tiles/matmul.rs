@@ -76,8 +76,8 @@ use sealed::Output;
 /// C = A·B, or C += A·B with `accumulate`: A [m, k], B [k, n], both in either layout, and row-major C [m, n]
 /// with `c_row_stride` elements from row to row. Elements of `c` between the rows are not touched.
 ///
-/// Products are summed in fp32 (subnormal operands and sums count as zero) and a bf16 C is rounded once, to
-/// nearest even. For given operands the result is the same bit for bit each time.
+/// Products are summed in fp32 (on AMX and in dot products subnormal operands and sums count as zero) and a bf16 C is
+/// rounded once, to nearest even. For given operands the result is the same bit for bit each time.
 ///
 /// # Panics
 /// The inner dimensions differ, rows of C overlap, or `c` is shorter than the matrix.
@@ -151,15 +151,16 @@ fn run<C: MatmulOutput>(
     scratch: &mut Scratch,
 ) {
     use super::{Which, vector_avx512::Avx512Vectors};
+    macro_rules! run {
+        ($tiles:expr, $vectors:expr) => {
+            Product { tiles: $tiles, vectors: $vectors, accumulate }.run(a, b, c, c_row_stride, scratch)
+        };
+    }
     match unit.0 {
-        Which::Amx(amx) => {
-            let (tiles, vectors) = (NativeTiles::new(amx), Avx512Vectors::beside(amx));
-            Product { tiles, vectors, accumulate }.run(a, b, c, c_row_stride, scratch);
-        }
-        Which::Dot(tiles) => {
-            let vectors = tiles.vectors();
-            Product { tiles, vectors, accumulate }.run(a, b, c, c_row_stride, scratch);
-        }
+        Which::Amx(amx) => run!(NativeTiles::new(amx), Avx512Vectors::beside(amx)),
+        Which::Dot(tiles) => run!(tiles, tiles.vectors()),
+        Which::Fma512(tiles) => run!(tiles, tiles.vectors()),
+        Which::Fma256(tiles) => run!(tiles, tiles.vectors()),
     }
 }
 
@@ -306,8 +307,10 @@ impl<T: TileUnit, V: VectorUnit> Walk<'_, T, V> {
     fn piece(&self, ks: std::ops::Range<usize>, cols: std::ops::Range<usize>, scratch: &mut Scratch) {
         let m = self.a.rows();
         let k_tiles = ks.len().div_ceil(TILE_DEPTH);
-        if let B::View(b) = self.b {
-            pack_panels(self.how.vectors, b, ks.clone(), cols.clone(), &mut scratch.b);
+        match self.b {
+            _ if T::WIDENS => self.widen_b(ks.clone(), cols.clone(), &mut scratch.b),
+            B::View(b) => pack_panels(self.how.vectors, b, ks.clone(), cols.clone(), &mut scratch.b),
+            B::Packed { .. } => {}
         }
         let (is_first, is_last) = (ks.start == 0, ks.end == self.k);
         let padded_cols = cols.len().next_multiple_of(BLOCK);
@@ -321,11 +324,11 @@ impl<T: TileUnit, V: VectorUnit> Walk<'_, T, V> {
             let (a, a_row_bytes, a_step_bytes) = self.a_tiles(rows.clone(), ks.clone(), &mut scratch.a);
             for panel in 0..padded_cols / PANEL_COLS {
                 let b = match self.b {
-                    B::View(_) => scratch.b.as_ptr().wrapping_add(panel * k_tiles * PANEL_STEP_BYTES),
-                    B::Packed { b, first, .. } => {
+                    B::Packed { b, first, .. } if !T::WIDENS => {
                         let (row, column) = (first.0 + ks.start, first.1 + cols.start);
                         b.panel(column / PANEL_COLS + panel, row / TILE_DEPTH)
                     }
+                    _ => scratch.b.as_ptr().wrapping_add(panel * k_tiles * T::STEP_BYTES),
                 };
                 let block = Block {
                     a,
@@ -366,7 +369,7 @@ impl<T: TileUnit, V: VectorUnit> Walk<'_, T, V> {
     }
 
     /// Where the tiles of these rows (1 to 32) of A start, and bytes between rows and between steps:
-    /// in A itself if its tiles are whole and on cache lines, else packed, with zeros around.
+    /// in A itself if its tiles are whole and on cache lines, else packed, with zeros around, and perhaps widened.
     fn a_tiles(
         &self,
         rows: std::ops::Range<usize>,
@@ -374,6 +377,10 @@ impl<T: TileUnit, V: VectorUnit> Walk<'_, T, V> {
         buffer: &mut Buffer,
     ) -> ([*const u8; 2], usize, usize) {
         let a = self.a;
+        if T::WIDENS {
+            let wide = self.widen_a(rows, ks, buffer);
+            return ([wide; 2], 0, T::STEP_BYTES);
+        }
         if T::READS_A_IN_PLACE
             && a.is_row_major()
             && rows.len().is_multiple_of(TILE_ROWS)
@@ -484,6 +491,8 @@ impl<T: TileUnit, V: VectorUnit> Walk<'_, T, V> {
         }
     }
 }
+
+mod wide;
 
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,5 @@
 //! Matrix products of bf16 with fp32 sums, tile by tile: on Intel AMX, or by the dot products of AVX-512 where the
-//! processor has those and no AMX.
+//! processor has fast ones and no AMX, or by multiply-adds of operands that are widened to f32 on the way.
 //!
 //! A tile of AMX is a register of 16 rows of 64 bytes. `tdpbf16ps` multiplies a tile of 16 × 32 bf16 values (A)
 //! with a tile of 32 × 16 (B) and adds the 16 × 16 fp32 products to a third. B is held in *pairs*: row
@@ -12,11 +12,17 @@
 
 #[cfg(target_arch = "x86_64")]
 mod dot;
+#[cfg(target_arch = "x86_64")]
+mod fma;
 mod matmul;
 mod packed;
 pub mod self_test;
 mod tile;
+#[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
+mod trap;
 mod vector;
+#[cfg(target_arch = "x86_64")]
+mod vector_avx2;
 #[cfg(target_arch = "x86_64")]
 mod vector_avx512;
 
@@ -36,7 +42,7 @@ impl Amx {
     }
 }
 
-/// Proof that products of bf16 are faster than those of f32 here, and by what. [`crate::Isa::bf16_unit`] gives it.
+/// Proof that products of bf16 are no slower than those of f32 here, and by what. [`crate::Isa::bf16_unit`] gives it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Bf16Unit(Which);
 
@@ -46,14 +52,20 @@ enum Which {
     Amx(Amx),
     #[cfg(target_arch = "x86_64")]
     Dot(dot::Avx512Dot),
+    #[cfg(target_arch = "x86_64")]
+    Fma512(fma::Avx512Fma),
+    #[cfg(target_arch = "x86_64")]
+    Fma256(fma::Avx2Fma),
 }
 
 impl Bf16Unit {
     pub(crate) fn of(isa: crate::Isa) -> Option<Bf16Unit> {
         #[cfg(target_arch = "x86_64")]
         {
-            let dot = || dot::Avx512Dot::new(isa).map(Which::Dot);
-            isa.amx().map(Which::Amx).or_else(dot).map(Bf16Unit)
+            let dot = || isa.prefers_bf16_dot().then(|| dot::Avx512Dot::new(isa).map(Which::Dot)).flatten();
+            let fma512 = || fma::Avx512Fma::new(isa).map(Which::Fma512);
+            let fma256 = || fma::Avx2Fma::new(isa).map(Which::Fma256);
+            isa.amx().map(Which::Amx).or_else(dot).or_else(fma512).or_else(fma256).map(Bf16Unit)
         }
         #[cfg(not(target_arch = "x86_64"))]
         {

@@ -37,6 +37,10 @@ impl PackedB {
         if let Some(vectors) = super::vector_avx512::Avx512Vectors::new(isa) {
             return self.refresh_with(vectors, b);
         }
+        #[cfg(target_arch = "x86_64")]
+        if let Some(vectors) = super::vector_avx2::Avx2Vectors::new(isa) {
+            return self.refresh_with(vectors, b);
+        }
         let _ = isa;
         self.refresh_with(PortableVectors, b);
     }

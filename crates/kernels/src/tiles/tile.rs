@@ -2,6 +2,8 @@
 
 use std::marker::PhantomData;
 
+use half::bf16;
+
 /// Rows of a tile.
 pub(crate) const TILE_ROWS: usize = 16;
 /// Columns of a tile of fp32 sums, and of a tile of B.
@@ -56,11 +58,30 @@ pub(crate) trait TileUnit: Copy {
     /// beside the rows of A and C: half of the 2 MiB of the processors that have AMX.
     const B_BYTES: usize = 1 << 20;
 
+    /// Whether blocks read f32, which [`TileUnit::widen_pairs`] and [`TileUnit::widen_rows`] make. Of a block of such a
+    /// unit, `a[0]` is the first wide step of A, `b` that of B, and a row of A lies in it as a column of B does.
+    const WIDENS: bool = false;
+
+    /// Bytes of a step of a panel as blocks read it.
+    const STEP_BYTES: usize = PANEL_STEP_BYTES;
+
     /// Prepares this thread. Every block runs between `open` and `close` of the same thread.
     fn open(self);
 
     /// Gives back what `open` took.
     fn close(self);
+
+    /// Widens a packed step of a panel.
+    ///
+    /// # Safety
+    /// Two tiles of pairs can be read at `pairs`, and a wide step written at `wide`, both on cache lines.
+    unsafe fn widen_pairs(self, _pairs: *const u8, _wide: *mut u8) {}
+
+    /// Widens a step of a panel from 32 rows of 32 columns.
+    ///
+    /// # Safety
+    /// The rows, `row_stride` elements apart, can be read at `rows`, and a wide step written at `wide`, on a cache line.
+    unsafe fn widen_rows(self, _rows: *const bf16, _row_stride: usize, _wide: *mut u8) {}
 
     /// One block of 16·R × 32.
     ///

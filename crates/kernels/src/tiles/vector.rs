@@ -1,8 +1,9 @@
-//! Who moves elements into tiles and sums out of them: plain Rust, or AVX-512 with the same contract.
+//! Who moves elements into tiles and sums out of them: plain Rust, or vectors with the same contract.
 
 use half::bf16;
 
 use super::tile::{BLOCK, TILE_COLS, TILE_DEPTH, TILE_ROWS};
+use crate::element::Element;
 
 /// Elements of bf16 in a tile.
 pub(crate) const TILE_ELEMENTS: usize = TILE_ROWS * TILE_DEPTH;
@@ -84,6 +85,7 @@ pub(crate) trait VectorUnit: Copy {
 pub(crate) struct PortableVectors;
 
 impl VectorUnit for PortableVectors {
+    #[inline(always)]
     unsafe fn copy_tile(self, src: *const bf16, row_stride: usize, dst: *mut bf16) {
         for row in 0..TILE_ROWS {
             // SAFETY: the row is one of the 16 that the caller vouches for, on both sides.
@@ -93,6 +95,7 @@ impl VectorUnit for PortableVectors {
         }
     }
 
+    #[inline(always)]
     unsafe fn interleave_tile(self, src: *const bf16, row_stride: usize, dst: *mut bf16) {
         for pair in 0..TILE_DEPTH / 2 {
             for col in 0..TILE_ROWS {
@@ -107,20 +110,20 @@ impl VectorUnit for PortableVectors {
         }
     }
 
+    #[inline(always)]
     unsafe fn transpose_tile(self, src: *const bf16, row_stride: usize, dst: *mut bf16) {
         for pair in 0..TILE_DEPTH / 2 {
             for row in 0..TILE_ROWS {
-                for half in 0..2 {
-                    // SAFETY: row 15 and element 31 are the last that the caller vouches for.
-                    unsafe {
-                        *dst.add(pair * TILE_DEPTH + 2 * row + half) =
-                            *src.add(row * row_stride + 2 * pair + half)
-                    };
+                // SAFETY: row 15 and pair 15 are the last that the caller vouches for.
+                unsafe {
+                    let word = src.add(row * row_stride + 2 * pair).cast::<u32>().read_unaligned();
+                    dst.add(pair * TILE_DEPTH + 2 * row).cast::<u32>().write(word);
                 }
             }
         }
     }
 
+    #[inline(always)]
     unsafe fn write_f32(
         self,
         sums: &BlockSums,
@@ -141,6 +144,7 @@ impl VectorUnit for PortableVectors {
         }
     }
 
+    #[inline(always)]
     unsafe fn write_bf16(
         self,
         sums: &BlockSums,
@@ -155,7 +159,8 @@ impl VectorUnit for PortableVectors {
                 // SAFETY: `row` and `col` are below what the caller vouches for.
                 unsafe {
                     let c = c.add(row * c_row_stride + col);
-                    *c = bf16::from_f32(if accumulate { (*c).to_f32() + sum } else { sum });
+                    *c =
+                        <bf16 as Element>::from_f32(if accumulate { Element::to_f32(*c) + sum } else { sum });
                 }
             }
         }

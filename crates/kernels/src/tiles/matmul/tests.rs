@@ -90,6 +90,12 @@ macro_rules! on_every_unit {
             $body
         }
         #[cfg(target_arch = "x86_64")]
+        if let Some(tiles) = crate::tiles::fma::Avx2Fma::new(Isa::best()) {
+            let ($tiles, $vectors) = (tiles, tiles.vectors());
+            ran.push(begin("AVX2 multiply-adds"));
+            $body
+        }
+        #[cfg(target_arch = "x86_64")]
         if let Some(vectors) = crate::tiles::vector_avx512::Avx512Vectors::new(Isa::best()) {
             {
                 let ($tiles, $vectors) = (EmulatedTiles, vectors.without_bf16());
@@ -106,11 +112,24 @@ macro_rules! on_every_unit {
                 ran.push(begin("AVX-512 bf16 dot products"));
                 $body
             }
+            if let Some(tiles) = crate::tiles::fma::Avx512Fma::new(Isa::best()) {
+                let ($tiles, $vectors) = (tiles, vectors);
+                ran.push(begin("AVX-512 multiply-adds"));
+                $body
+            }
             if let Some(amx) = Isa::best().amx() {
                 let ($tiles, $vectors) = (NativeTiles::new(amx), vectors);
                 ran.push(begin("AMX"));
                 $body
             }
+        }
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        if Isa::best().amx().is_none() {
+            crate::tiles::trap::install();
+            // SAFETY: from here on tile instructions are carried out where they trap.
+            let ($tiles, $vectors) = (unsafe { NativeTiles::unproven() }, PortableVectors);
+            ran.push(begin("the instructions of AMX, trapped"));
+            $body
         }
         eprintln!("ran on: {}; {}", ran.join(", "), Isa::amx_status());
     }};
