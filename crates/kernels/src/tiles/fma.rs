@@ -8,38 +8,10 @@ use crate::isa::Isa;
 
 /// Bytes of a row of a widened step: 32 columns of B, or rows of A.
 const ROW_BYTES: usize = 2 * TILE_ROW_BYTES;
+/// The second of a pair of bf16, which lies where an f32 with the same value has its bits.
+const HIGH_HALF: i32 = 0xffff_0000_u32 as i32;
 /// Bytes of a widened step.
 const STEP_BYTES: usize = TILE_DEPTH * ROW_BYTES;
-
-/// # Safety
-/// As [`TileUnit::widen_pairs`].
-#[inline(always)]
-unsafe fn widen_pairs(pairs: *const u8, wide: *mut u8) {
-    for (pair, half) in (0..TILE_DEPTH / 2).flat_map(|pair| [(pair, 0), (pair, 1)]) {
-        // SAFETY: 16 pairs of a tile row, and 16 values in each of two rows of the step; all are aligned.
-        unsafe {
-            let words = &*pairs.add(half * TILE_BYTES + pair * TILE_ROW_BYTES).cast::<[u32; 16]>();
-            let to = wide.add(2 * pair * ROW_BYTES + half * TILE_ROW_BYTES);
-            to.cast::<[u32; 16]>().write(words.map(|word| word << 16));
-            to.add(ROW_BYTES).cast::<[u32; 16]>().write(words.map(|word| word & 0xffff_0000));
-        }
-    }
-}
-
-/// # Safety
-/// As [`TileUnit::widen_rows`].
-#[inline(always)]
-unsafe fn widen_rows(rows: *const bf16, row_stride: usize, wide: *mut u8) {
-    for row in 0..TILE_DEPTH {
-        // SAFETY: 32 elements of a row, and a row of the step; both are aligned as their types need.
-        unsafe {
-            let values = &*rows.add(row * row_stride).cast::<[u16; TILE_DEPTH]>();
-            wide.add(row * ROW_BYTES)
-                .cast::<[u32; TILE_DEPTH]>()
-                .write(values.map(|value| u32::from(value) << 16));
-        }
-    }
-}
 
 /// Defines a unit for one width of registers. A block is computed in parts of `part` columns, two registers, and of as
 /// many rows as the lists say, so that all sums of a part stay in registers.
@@ -48,7 +20,8 @@ macro_rules! fma_unit {
         $(#[$meta:meta])*
         $unit:ident, $name:ident, moved by $vectors:ty, features $features:literal, $steps:literal steps at a time,
         $lanes:literal lanes: $zero:path, $load:path, $load_any:path, $store_any:path, $multiply_add:path,
-        $broadcast:expr;
+        $broadcast:expr,
+        words $words:path, $store:path, $shift:expr, $cut:expr, $extend:expr;
         32 rows: $($first:literal + $rows:literal),+; 16 rows: $($few_first:literal + $few_rows:literal),+
     ) => {
         $(#[$meta])*
@@ -101,22 +74,39 @@ macro_rules! fma_unit {
 
             use half::bf16;
 
-            use super::{Block, ROW_BYTES, STEP_BYTES, TILE_DEPTH};
+            use super::{Block, HIGH_HALF, ROW_BYTES, STEP_BYTES, TILE_BYTES, TILE_DEPTH, TILE_ROW_BYTES};
 
             /// # Safety
             /// As [`TileUnit::widen_pairs`], on a CPU with the instructions.
             #[target_feature(enable = $features)]
             pub unsafe fn widen_pairs(pairs: *const u8, wide: *mut u8) {
-                // SAFETY: the caller's promise.
-                unsafe { super::widen_pairs(pairs, wide) }
+                for pair in 0..TILE_DEPTH / 2 {
+                    for column in (0..32).step_by($lanes) {
+                        // SAFETY: so many pairs of a row of one of the two tiles, and values of two rows of the step.
+                        unsafe {
+                            let (tile, word) = (column / 16, column % 16);
+                            let words = $words(pairs.add(tile * TILE_BYTES + pair * TILE_ROW_BYTES + 4 * word).cast());
+                            let to = wide.add(2 * pair * ROW_BYTES + 4 * column);
+                            $store(to.cast(), $shift(words));
+                            $store(to.add(ROW_BYTES).cast(), $cut(words));
+                        }
+                    }
+                }
             }
 
             /// # Safety
             /// As [`TileUnit::widen_rows`], on a CPU with the instructions.
             #[target_feature(enable = $features)]
             pub unsafe fn widen_rows(rows: *const bf16, row_stride: usize, wide: *mut u8) {
-                // SAFETY: the caller's promise.
-                unsafe { super::widen_rows(rows, row_stride, wide) }
+                for row in 0..TILE_DEPTH {
+                    for column in (0..32).step_by($lanes) {
+                        // SAFETY: so many elements of a row, and values of a row of the step.
+                        unsafe {
+                            let words = $extend(rows.add(row * row_stride + column));
+                            $store(wide.add(row * ROW_BYTES + 4 * column).cast(), $shift(words));
+                        }
+                    }
+                }
             }
 
             /// A block, some steps of depth at a time, which stay in the L1 cache from one part to the next.
@@ -191,7 +181,10 @@ fma_unit! {
     Avx512Fma, avx512, moved by super::vector_avx512::Avx512Vectors,
     features "avx512f,avx512bw,avx512dq,avx512vl", 4 steps at a time,
     16 lanes: _mm512_setzero_ps, _mm512_load_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_fmadd_ps,
-    |value: &f32| _mm512_set1_ps(*value);
+    |value: &f32| _mm512_set1_ps(*value),
+    words _mm512_load_si512, _mm512_store_si512, |words| _mm512_slli_epi32::<16>(words),
+    |words| _mm512_and_si512(words, _mm512_set1_epi32(HIGH_HALF)),
+    |from: *const bf16| _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
     32 rows: 0 + 11, 11 + 11, 22 + 10; 16 rows: 0 + 8, 8 + 8
 }
 
@@ -200,6 +193,9 @@ fma_unit! {
     Avx2Fma, avx2, moved by super::vector_avx2::Avx2Vectors,
     features "avx2,fma", 4 steps at a time,
     8 lanes: _mm256_setzero_ps, _mm256_load_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_fmadd_ps,
-    _mm256_broadcast_ss;
+    _mm256_broadcast_ss,
+    words _mm256_load_si256, _mm256_store_si256, |words| _mm256_slli_epi32::<16>(words),
+    |words| _mm256_and_si256(words, _mm256_set1_epi32(HIGH_HALF)),
+    |from: *const bf16| _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
     32 rows: 0 + 6, 6 + 6, 12 + 5, 17 + 5, 22 + 5, 27 + 5; 16 rows: 0 + 6, 6 + 5, 11 + 5
 }
