@@ -11,7 +11,8 @@ use crate::tile::{Panels, bfloat16};
 pub enum CacheFormat {
     /// f32: the reference.
     F32,
-    /// bf16: half the bytes. Where the CPU has dot products of bf16, queries and the weights of attention are rounded too.
+    /// bf16: half the bytes. Where dot products of bf16 are used ([`Isa::prefers_bf16_dot`](crate::Isa::prefers_bf16_dot)), queries and the
+    /// weights of attention are rounded too.
     Bf16,
 }
 

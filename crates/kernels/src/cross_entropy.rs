@@ -57,7 +57,7 @@ mod tests {
     #[test]
     fn cross_entropy_and_its_gradient_equal_the_float64_reference() {
         let mut random = Random::new(9);
-        for isa in Isa::available() {
+        for isa in Isa::available_or_trapped() {
             for vocabulary in [1, 2, 17, 64, 101] {
                 let rows = 4;
                 let logits: Vec<f32> = random.elements(rows * vocabulary);

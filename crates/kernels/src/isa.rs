@@ -137,6 +137,19 @@ impl Isa {
         Level::ALL.into_iter().filter(|&level| level <= best).map(Isa).collect()
     }
 
+    /// As [`Isa::available`], and AMX even where its instructions have to be carried out by a handler of the signal that
+    /// they raise.
+    #[cfg(test)]
+    pub(crate) fn available_or_trapped() -> Vec<Isa> {
+        let mut all = Isa::available();
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        if all[0].level() == Level::Avx512 {
+            crate::tiles::trap::install();
+            all.insert(0, Isa(Level::Amx));
+        }
+        all
+    }
+
     /// The instruction set called `amx`, `avx512`, `avx2` or `portable`.
     ///
     /// # Errors

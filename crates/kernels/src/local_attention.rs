@@ -172,7 +172,7 @@ mod tests {
     #[test]
     fn attention_within_sight_equals_the_float64_reference_whole_and_in_steps() {
         let mut random = Random::new(61);
-        for isa in Isa::available() {
+        for isa in Isa::available_or_trapped() {
             for (sight, rotary) in SIGHTS {
                 for length in [1, 7, QUERY_BLOCK + 1, 2 * QUERY_BLOCK + 9] {
                     let qkv: Vec<f32> = random.elements(length * HEADS.row());
@@ -203,7 +203,7 @@ mod tests {
     #[test]
     fn attention_within_sight_in_bf16_differs_by_the_rounding_of_its_operands() {
         let mut random = Random::new(63);
-        for isa in Isa::available() {
+        for isa in Isa::available_or_trapped() {
             for (sight, rotary) in SIGHTS {
                 for length in [1, QUERY_BLOCK + 1, 2 * QUERY_BLOCK + 9] {
                     let qkv: Vec<bf16> = random.elements(length * HEADS.row());
@@ -237,7 +237,7 @@ mod tests {
             let d_y: Vec<E> = random.elements(length * 16);
             let wide = to_f64(&widened(&qkv));
             let expected = numeric_gradient(&wide, &widened(&d_y), |qkv| reference(qkv, sight, rotary));
-            for isa in Isa::available() {
+            for isa in Isa::available_or_trapped() {
                 let (output, log_sums) = forward(isa, &qkv, sight, rotary);
                 let table = RotaryTable::new(&FREQUENCIES, length);
                 let mut d = vec![E::from_f32(f32::NAN); qkv.len()];

@@ -20,7 +20,8 @@ pub enum WeightFormat {
     /// f32: the reference.
     #[default]
     F32,
-    /// bf16: half the bytes. Inputs are rounded to bf16 where the CPU has dot products of it, else they stay f32.
+    /// bf16: half the bytes. Inputs are rounded to bf16 where dot products of it are used ([`Isa::prefers_bf16_dot`]), else they stay
+    /// f32.
     Bf16,
     /// int8 with an f32 scale per 128 inputs: a quarter of the bytes, and 3 %. Inputs are rounded in the same way.
     Int8,
@@ -164,6 +165,10 @@ impl PackedWeight {
         };
         match self.format {
             WeightFormat::F32 => with_tile!(f32 self.isa, project(self, x, panels, y)),
+            #[cfg(target_arch = "x86_64")]
+            WeightFormat::Bf16 if let Some(amx) = self.isa.amx() => {
+                crate::tiles::project_on_amx(amx, x, row, self.panels.words(), panels, y)
+            }
             WeightFormat::Bf16 => with_tile!(bf16 self.isa, project(self, x, panels, y)),
             WeightFormat::Int8 => {
                 let &PackedWeight { isa, inputs, .. } = self;
@@ -206,7 +211,7 @@ pub fn fill_panels(isa: Isa, format: WeightFormat, rows: &[f32], inputs: usize, 
 fn panel_words(isa: Isa, format: WeightFormat, inputs: usize) -> usize {
     match format {
         WeightFormat::F32 => columns(isa) * inputs,
-        WeightFormat::Bf16 => columns(isa) * inputs.div_ceil(2),
+        WeightFormat::Bf16 => columns(isa) * bfloat16::panel_rows(isa, inputs),
         WeightFormat::Int8 => int8::panel_words(inputs, columns(isa)),
     }
 }
@@ -338,7 +343,8 @@ mod tests {
     #[test]
     fn a_projection_equals_the_float64_product_on_odd_shapes() {
         let mut random = Random::new(23);
-        for (isa, format) in Isa::available().into_iter().flat_map(|isa| FORMATS.map(|format| (isa, format)))
+        for (isa, format) in
+            Isa::available_or_trapped().into_iter().flat_map(|isa| FORMATS.map(|format| (isa, format)))
         {
             for (rows, inputs, outputs) in [
                 (1, 1, 1),
@@ -354,7 +360,8 @@ mod tests {
                 let x: Vec<f32> = random.elements(rows * inputs);
                 let packed = packed(isa, format, &weight, inputs);
                 let y = product(&packed, &x, &[]);
-                let exact = format == WeightFormat::Bf16 && !isa.prefers_bf16_dot();
+                let rounds = isa.prefers_bf16_dot() || isa.amx().is_some();
+                let exact = format == WeightFormat::Bf16 && !rounds;
                 let x_format = if exact { WeightFormat::F32 } else { format };
                 let x_rounded: Vec<Vec<f64>> = x.chunks(inputs).map(|row| rounded(x_format, row)).collect();
                 let mut row = vec![0.0; inputs];
@@ -388,7 +395,8 @@ mod tests {
         let (inputs, outputs) = (900, 211);
         let weight: Vec<f32> = random.elements(outputs * inputs);
         let x: Vec<f32> = random.elements(200 * inputs);
-        for (isa, format) in Isa::available().into_iter().flat_map(|isa| FORMATS.map(|format| (isa, format)))
+        for (isa, format) in
+            Isa::available_or_trapped().into_iter().flat_map(|isa| FORMATS.map(|format| (isa, format)))
         {
             let packed = packed(isa, format, &weight, inputs);
             let alone: Vec<f32> = x.chunks(inputs).flat_map(|row| product(&packed, row, &[])).collect();
@@ -418,7 +426,7 @@ mod tests {
                 .collect()
         };
         let (weight, x) = (bytes(outputs * inputs), bytes(rows * inputs));
-        for isa in Isa::available() {
+        for isa in Isa::available_or_trapped() {
             let y = product(&packed(isa, WeightFormat::Int8, &weight, inputs), &x, &[1]);
             for (i, y) in y.iter().enumerate() {
                 let (r, n) = (i / outputs, i % outputs);
@@ -430,7 +438,8 @@ mod tests {
 
     #[test]
     fn what_is_not_a_number_shows_in_its_own_row_alone() {
-        for (isa, format) in Isa::available().into_iter().flat_map(|isa| FORMATS.map(|format| (isa, format)))
+        for (isa, format) in
+            Isa::available_or_trapped().into_iter().flat_map(|isa| FORMATS.map(|format| (isa, format)))
         {
             let inputs = 131;
             let packed = packed(isa, format, &vec![0.5; 40 * inputs], inputs);

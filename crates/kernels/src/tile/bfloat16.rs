@@ -1,5 +1,5 @@
-//! Weights in bf16. With AVX-512's bf16 dot products, inputs are rounded to bf16 too, for any number of rows; other
-//! instruction sets widen the weights and multiply f32 inputs.
+//! Weights in bf16. Where AVX-512's bf16 dot products are faster than multiply-adds, inputs are rounded to bf16 too, for any
+//! number of rows; elsewhere the weights are widened and multiply f32 inputs.
 
 use super::{Four, tiles, with_tile};
 use crate::Isa;
@@ -7,6 +7,7 @@ use crate::Isa;
 use crate::Level;
 use crate::element::Element;
 use crate::tile::{Operands, Tile};
+use crate::tiles::panels;
 use half::bf16;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
@@ -80,8 +81,17 @@ fn floats(_: Isa, inputs: usize, x: &[f32], words: &mut [u32]) {
     }
 }
 
+/// Rows of pairs of a panel of so many inputs: filled up to whole steps where AMX multiplies them.
+pub(crate) fn panel_rows(isa: Isa, inputs: usize) -> usize {
+    let pairs = inputs.div_ceil(2);
+    if isa.amx().is_some() { pairs.next_multiple_of(panels::STEP_PAIRS) } else { pairs }
+}
+
 /// Words of a row of inputs as the tiles of `isa` read it.
 pub(crate) fn row_words(isa: Isa, inputs: usize) -> usize {
+    if isa.amx().is_some() {
+        return panel_rows(isa, inputs);
+    }
     fn of<K: Tile>(inputs: usize) -> usize {
         K::row_words(inputs)
     }
@@ -90,6 +100,13 @@ pub(crate) fn row_words(isa: Isa, inputs: usize) -> usize {
 
 /// Writes rows of inputs as the tiles of `isa` read them.
 pub(crate) fn prepare(isa: Isa, inputs: usize, x: &[f32], words: &mut [u32]) {
+    if isa.amx().is_some() {
+        for (row, words) in x.chunks_exact(inputs).zip(words.chunks_exact_mut(row_words(isa, inputs))) {
+            words[inputs / 2..].fill(0);
+            set_pairs(isa, row, words);
+        }
+        return;
+    }
     fn of<K: Tile>(isa: Isa, inputs: usize, x: &[f32], words: &mut [u32]) {
         K::prepare(isa, inputs, x, words);
     }

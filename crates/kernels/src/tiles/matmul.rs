@@ -336,6 +336,8 @@ impl<T: TileUnit, V: VectorUnit> Walk<'_, T, V> {
                     a_step_bytes,
                     a_as_pairs: T::READS_A_AS_PAIRS && !self.a.is_row_major(),
                     b,
+                    b_row_bytes: TILE_ROW_BYTES,
+                    b_tile_bytes: TILE_BYTES,
                     k_tiles,
                     c: std::ptr::null_mut(),
                     c_row_bytes: BLOCK * size_of::<f32>(),

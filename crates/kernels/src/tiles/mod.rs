@@ -16,10 +16,12 @@ mod dot;
 mod fma;
 mod matmul;
 mod packed;
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+pub(crate) mod panels;
 pub mod self_test;
 mod tile;
 #[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
-mod trap;
+pub(crate) mod trap;
 mod vector;
 #[cfg(target_arch = "x86_64")]
 mod vector_avx2;
@@ -73,6 +75,19 @@ impl Bf16Unit {
             None
         }
     }
+}
+
+/// [`panels::project`] on AMX.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn project_on_amx(
+    amx: Amx,
+    x: &[u32],
+    row_words: usize,
+    weights: &[u32],
+    panels: std::ops::Range<usize>,
+    y: &mut crate::grid::BlockMut<'_, f32>,
+) {
+    panels::project(tile::NativeTiles::new(amx), x, row_words, weights, panels, y);
 }
 
 /// Configures this thread's tiles until the result is dropped; `None` without AMX.

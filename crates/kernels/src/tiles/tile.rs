@@ -25,7 +25,8 @@ pub(crate) const PANEL_STEP_BYTES: usize = 2 * TILE_BYTES;
 /// A block is `R` × 2 tiles: 16·R rows and 32 columns of fp32, `R` being 1 or 2. Valid for a call to
 /// [`TileUnit::block`] if, for every `t < k_tiles`,
 /// - A: 16 rows of 64 bytes, `a_row_bytes` apart, can be read at `a[r] + t * a_step_bytes` for `r < R`;
-/// - B: two tiles of pairs, one after the other, can be read at `b + t * PANEL_STEP_BYTES`;
+/// - B: two tiles of pairs, `b_tile_bytes` apart and their 16 rows `b_row_bytes`, can be read at `b + t * PANEL_STEP_BYTES`;
+///   units other than AMX's (and its emulation) want them packed, `TILE_BYTES` and `TILE_ROW_BYTES` apart;
 /// - C: 16·R rows of 32 fp32, `c_row_bytes` apart, can be written at `c` and are not part of A or B; with
 ///   `accumulate` they hold values;
 /// - `k_tiles` is at least 1.
@@ -37,6 +38,8 @@ pub(crate) struct Block {
     /// With [`TileUnit::READS_A_AS_PAIRS`]: row `r` of a tile of A is its column of pairs `r`.
     pub a_as_pairs: bool,
     pub b: *const u8,
+    pub b_row_bytes: usize,
+    pub b_tile_bytes: usize,
     pub k_tiles: usize,
     pub c: *mut f32,
     pub c_row_bytes: usize,
@@ -254,7 +257,7 @@ mod native {
                 "3:",
                 "tileloadd tmm6, [{b} + {b_row}*1]",
                 "tileloadd tmm4, [{a0} + {a_row}*1]",
-                "tileloadd tmm7, [{b} + {b_row}*1 + 1024]",
+                "tileloadd tmm7, [{b1} + {b_row}*1]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
                 "tileloadd tmm5, [{a1} + {a_row}*1]",
                 "tdpbf16ps tmm1, tmm4, tmm7",
@@ -263,6 +266,7 @@ mod native {
                 "add {a0}, {a_step}",
                 "add {a1}, {a_step}",
                 "add {b}, 2048",
+                "add {b1}, 2048",
                 "dec {k}",
                 "jnz 3b",
                 "tilestored [{c0} + {c_row}*1], tmm0",
@@ -278,7 +282,8 @@ mod native {
                 a_row = in(reg) block.a_row_bytes,
                 a_step = in(reg) block.a_step_bytes,
                 b = inout(reg) block.b => _,
-                b_row = in(reg) 64_usize,
+                b1 = inout(reg) block.b.wrapping_add(block.b_tile_bytes) => _,
+                b_row = in(reg) block.b_row_bytes,
                 k = inout(reg) block.k_tiles => _,
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                 out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
@@ -307,11 +312,12 @@ mod native {
                 "3:",
                 "tileloadd tmm6, [{b} + {b_row}*1]",
                 "tileloadd tmm4, [{a} + {a_row}*1]",
-                "tileloadd tmm7, [{b} + {b_row}*1 + 1024]",
+                "tileloadd tmm7, [{b1} + {b_row}*1]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
                 "tdpbf16ps tmm1, tmm4, tmm7",
                 "add {a}, {a_step}",
                 "add {b}, 2048",
+                "add {b1}, 2048",
                 "dec {k}",
                 "jnz 3b",
                 "tilestored [{c} + {c_row}*1], tmm0",
@@ -323,7 +329,8 @@ mod native {
                 a_row = in(reg) block.a_row_bytes,
                 a_step = in(reg) block.a_step_bytes,
                 b = inout(reg) block.b => _,
-                b_row = in(reg) 64_usize,
+                b1 = inout(reg) block.b.wrapping_add(block.b_tile_bytes) => _,
+                b_row = in(reg) block.b_row_bytes,
                 k = inout(reg) block.k_tiles => _,
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                 out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
@@ -333,8 +340,8 @@ mod native {
     }
 
     // The offsets inside the assembly.
-    const _: () = assert!(super::TILE_BYTES == 1024 && super::PANEL_STEP_BYTES == 2048);
-    const _: () = assert!(super::TILE_ROW_BYTES == 64 && super::TILE_ROWS == 16);
+    const _: () =
+        assert!(super::PANEL_STEP_BYTES == 2048 && super::TILE_ROW_BYTES == 64 && super::TILE_ROWS == 16);
 }
 
 /// Tile products in plain Rust, for tests on machines without AMX. It sums in the order that the
@@ -382,7 +389,10 @@ impl TileUnit for EmulatedTiles {
                     let (a, b) = unsafe {
                         (
                             load(block.a[row_tile].add(t * block.a_step_bytes), block.a_row_bytes),
-                            load(block.b.add(t * PANEL_STEP_BYTES + col_tile * TILE_BYTES), TILE_ROW_BYTES),
+                            load(
+                                block.b.add(t * PANEL_STEP_BYTES + col_tile * block.b_tile_bytes),
+                                block.b_row_bytes,
+                            ),
                         )
                     };
                     for (a, sums) in a.iter().zip(&mut sums) {

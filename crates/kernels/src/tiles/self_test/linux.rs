@@ -224,6 +224,8 @@ impl Trial {
             a_step_bytes: TILE_ROW_BYTES,
             a_as_pairs: false,
             b: self.b.as_ptr(),
+            b_row_bytes: TILE_ROW_BYTES,
+            b_tile_bytes: TILE_BYTES,
             k_tiles: DEPTH / TILE_DEPTH,
             c: self.c.as_mut_ptr(),
             c_row_bytes: BLOCK * size_of::<f32>(),
