@@ -1,9 +1,11 @@
 //! Products with weights as decoding holds them, on tiles: panels of 32 columns whose rows are pairs, as
 //! [`crate::projection`] packs them. A row of the result is the same bit for bit whatever other rows are computed with it.
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use super::tile::{BLOCK, Block, PANEL_STEP_BYTES, Session, TILE_ROW_BYTES, TILE_ROWS, TileUnit};
+use crate::buffer::Buffer;
 use crate::grid::BlockMut;
 
 /// Pairs of a step of depth. Rows of inputs and panels are filled up with zeros to whole steps.
@@ -12,6 +14,11 @@ pub(crate) const STEP_PAIRS: usize = 16;
 pub(crate) const COLUMNS: usize = BLOCK;
 /// Bytes of inputs that are multiplied with one panel after the other: half of the L2 of a processor with AMX.
 const INPUT_BYTES: usize = 1 << 20;
+
+thread_local! {
+    /// Room for rows that do not fill a tile.
+    static REST: Cell<Buffer> = const { Cell::new(Buffer::new()) };
+}
 
 /// Y = X·Wᵀ for rows X of `row_words` pairs each, a multiple of [`STEP_PAIRS`], and the panels `panels` of W, one after the
 /// other in `weights`, each of `row_words` rows of [`COLUMNS`] pairs. `y` has the rows of X and the columns of those panels;
@@ -34,10 +41,11 @@ pub(crate) fn project<T: TileUnit>(
     assert!(columns.div_ceil(COLUMNS) == panels.len(), "projection: {columns} columns of panels {panels:?}");
     let session = Session::open(tiles);
     let at_once = (INPUT_BYTES / (4 * row_words)).max(BLOCK) / BLOCK * BLOCK;
-    // Rows that do not fill a tile are copied, since a tile reads sixteen.
+    // Rows that do not fill a tile are copied, since a tile reads sixteen. What the others hold does not matter.
     let whole = rows / TILE_ROWS * TILE_ROWS;
-    let mut rest = vec![0; if whole < rows { TILE_ROWS * row_words } else { 0 }];
-    rest.iter_mut().zip(&x[whole * row_words..]).for_each(|(to, from)| *to = *from);
+    let mut rest = REST.take();
+    rest.reserve(4 * TILE_ROWS * row_words);
+    rest.words_mut()[..(rows - whole) * row_words].copy_from_slice(&x[whole * row_words..]);
     let mut sums = Sums([0.0; BLOCK * BLOCK]);
     for top in (0..rows).step_by(at_once) {
         let bottom = rows.min(top + at_once);
@@ -46,7 +54,7 @@ pub(crate) fn project<T: TileUnit>(
             let mut row = top;
             while row < bottom {
                 let (height, a) = match whole.min(bottom).saturating_sub(row) {
-                    0 => (bottom - row, rest.as_ptr()),
+                    0 => (bottom - row, rest.as_ptr().cast()),
                     left => (left.min(BLOCK), x[row * row_words..].as_ptr()),
                 };
                 let is_whole = height.is_multiple_of(TILE_ROWS) && across.len() == COLUMNS;
@@ -85,6 +93,7 @@ pub(crate) fn project<T: TileUnit>(
             }
         }
     }
+    REST.set(rest);
 }
 const _: () = assert!(STEP_PAIRS * COLUMNS * 4 == PANEL_STEP_BYTES);
 
@@ -115,7 +124,7 @@ mod tests {
             let x: Vec<u32> =
                 (0..rows * row_words).map(|at| pair(at / row_words, at % row_words, inputs)).collect();
             let panels = outputs.div_ceil(COLUMNS);
-            let mut weights = crate::buffer::Buffer::new();
+            let mut weights = Buffer::new();
             weights.reserve(4 * panels * row_words * COLUMNS);
             for (at, word) in weights.words_mut()[..panels * row_words * COLUMNS].iter_mut().enumerate() {
                 let (panel, k, column) = (at / (row_words * COLUMNS), at / COLUMNS % row_words, at % COLUMNS);
