@@ -13,9 +13,11 @@ use strata_kernels::{Isa, MatrixRef};
 const SECONDS: f64 = 0.3;
 
 fn main() {
-    let isa = std::env::args()
-        .nth(1)
-        .map_or_else(Isa::best, |name| Isa::by_name(&name).expect("an instruction set"));
+    let isa = std::env::args().nth(1).map_or(Ok(Isa::best()), |name| Isa::by_name(&name));
+    let isa = isa.unwrap_or_else(|error| {
+        eprintln!("{error}");
+        std::process::exit(2)
+    });
     let Some(unit) = isa.bf16_unit() else {
         println!("nothing to measure: no fast products of bf16; {}", Isa::amx_status());
         return;

@@ -141,11 +141,11 @@ impl Isa {
     /// they raise.
     #[cfg(test)]
     pub(crate) fn available_or_trapped() -> Vec<Isa> {
-        let mut all = Isa::available();
+        let all = Isa::available();
         #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
         if all[0].level() == Level::Avx512 {
             crate::tiles::trap::install();
-            all.insert(0, Isa(Level::Amx));
+            return [vec![Isa(Level::Amx)], all].concat();
         }
         all
     }

@@ -1,5 +1,6 @@
-//! Weights in bf16. Where AVX-512's bf16 dot products are faster than multiply-adds, inputs are rounded to bf16 too, for any
-//! number of rows; elsewhere the weights are widened and multiply f32 inputs.
+//! Weights in bf16. On AMX, which multiplies them by [`panels`], and where AVX-512's bf16 dot products are faster than
+//! multiply-adds, inputs are rounded to bf16 too, for any number of rows; elsewhere the weights are widened and multiply f32
+//! inputs.
 
 use super::{Four, tiles, with_tile};
 use crate::Isa;

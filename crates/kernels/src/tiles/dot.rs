@@ -34,10 +34,6 @@ impl TileUnit for Avx512Dot {
     const B_BYTES: usize = 512 << 10;
     const MAX_DEPTH: usize = 1024;
 
-    fn open(self) {}
-
-    fn close(self) {}
-
     #[inline(always)]
     unsafe fn block<const R: usize>(self, block: &Block) {
         debug_assert!(block.a_row_bytes == TILE_ROW_BYTES && block.a_step_bytes == PANEL_STEP_BYTES);

@@ -3,22 +3,24 @@
 
 use half::bf16;
 
-use super::tile::{Block, TILE_BYTES, TILE_DEPTH, TILE_ROW_BYTES, TileUnit};
+use super::tile::{BLOCK, Block, TILE_BYTES, TILE_COLS, TILE_DEPTH, TILE_ROW_BYTES, TileUnit};
 use crate::isa::Isa;
 
 /// Bytes of a row of a widened step: 32 columns of B, or rows of A.
 const ROW_BYTES: usize = 2 * TILE_ROW_BYTES;
 /// The second of a pair of bf16, which lies where an f32 with the same value has its bits.
 const HIGH_HALF: i32 = 0xffff_0000_u32 as i32;
+/// Steps after which a block turns to its next part: 16 KiB of A and of B, which stay in an L1 cache of 32 KiB.
+const STEPS: usize = 4;
 /// Bytes of a widened step.
 const STEP_BYTES: usize = TILE_DEPTH * ROW_BYTES;
 
-/// Defines a unit for one width of registers. A block is computed in parts of `part` columns, two registers, and of as
-/// many rows as the lists say, so that all sums of a part stay in registers.
+/// Defines a unit for one width of registers. A block is computed in parts of two registers of columns and of as many
+/// rows as the lists say, so that all sums of a part stay in registers.
 macro_rules! fma_unit {
     (
         $(#[$meta:meta])*
-        $unit:ident, $name:ident, moved by $vectors:ty, features $features:literal, $steps:literal steps at a time,
+        $unit:ident, $name:ident, moved by $vectors:ty, features $features:literal,
         $lanes:literal lanes: $zero:path, $load:path, $load_any:path, $store_any:path, $multiply_add:path,
         $broadcast:expr,
         words $words:path, $store:path, $shift:expr, $cut:expr, $extend:expr;
@@ -47,10 +49,6 @@ macro_rules! fma_unit {
             const B_BYTES: usize = 512 << 10;
             const MAX_DEPTH: usize = 1024;
 
-            fn open(self) {}
-
-            fn close(self) {}
-
             unsafe fn widen_pairs(self, pairs: *const u8, wide: *mut u8) {
                 // SAFETY: `new` checked for the instructions; the rest is the caller's promise.
                 unsafe { $name::widen_pairs(pairs, wide) }
@@ -74,17 +72,20 @@ macro_rules! fma_unit {
 
             use half::bf16;
 
-            use super::{Block, HIGH_HALF, ROW_BYTES, STEP_BYTES, TILE_BYTES, TILE_DEPTH, TILE_ROW_BYTES};
+            use super::{
+                BLOCK, Block, HIGH_HALF, ROW_BYTES, STEP_BYTES, STEPS, TILE_BYTES, TILE_COLS, TILE_DEPTH,
+                TILE_ROW_BYTES,
+            };
 
             /// # Safety
             /// As [`TileUnit::widen_pairs`], on a CPU with the instructions.
             #[target_feature(enable = $features)]
             pub unsafe fn widen_pairs(pairs: *const u8, wide: *mut u8) {
                 for pair in 0..TILE_DEPTH / 2 {
-                    for column in (0..32).step_by($lanes) {
+                    for column in (0..BLOCK).step_by($lanes) {
                         // SAFETY: so many pairs of a row of one of the two tiles, and values of two rows of the step.
                         unsafe {
-                            let (tile, word) = (column / 16, column % 16);
+                            let (tile, word) = (column / TILE_COLS, column % TILE_COLS);
                             let words = $words(pairs.add(tile * TILE_BYTES + pair * TILE_ROW_BYTES + 4 * word).cast());
                             let to = wide.add(2 * pair * ROW_BYTES + 4 * column);
                             $store(to.cast(), $shift(words));
@@ -99,7 +100,7 @@ macro_rules! fma_unit {
             #[target_feature(enable = $features)]
             pub unsafe fn widen_rows(rows: *const bf16, row_stride: usize, wide: *mut u8) {
                 for row in 0..TILE_DEPTH {
-                    for column in (0..32).step_by($lanes) {
+                    for column in (0..BLOCK).step_by($lanes) {
                         // SAFETY: so many elements of a row, and values of a row of the step.
                         unsafe {
                             let words = $extend(rows.add(row * row_stride + column));
@@ -116,9 +117,9 @@ macro_rules! fma_unit {
             #[target_feature(enable = $features)]
             pub unsafe fn block<const R: usize>(block: &Block) {
                 let mut now = *block;
-                for first in (0..block.k_tiles).step_by($steps) {
-                    now.k_tiles = $steps.min(block.k_tiles - first);
-                    for column in (0..32).step_by(2 * $lanes) {
+                for first in (0..block.k_tiles).step_by(STEPS) {
+                    now.k_tiles = STEPS.min(block.k_tiles - first);
+                    for column in (0..BLOCK).step_by(2 * $lanes) {
                         // SAFETY: a valid block has these steps and columns, and as many rows as `R` says.
                         unsafe {
                             now.a[0] = block.a[0].add(first * STEP_BYTES);
@@ -179,7 +180,7 @@ macro_rules! fma_unit {
 fma_unit! {
     /// 512 bits: 22 of 32 registers are sums.
     Avx512Fma, avx512, moved by super::vector_avx512::Avx512Vectors,
-    features "avx512f,avx512bw,avx512dq,avx512vl", 4 steps at a time,
+    features "avx512f,avx512bw,avx512dq,avx512vl",
     16 lanes: _mm512_setzero_ps, _mm512_load_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_fmadd_ps,
     |value: &f32| _mm512_set1_ps(*value),
     words _mm512_load_si512, _mm512_store_si512, |words| _mm512_slli_epi32::<16>(words),
@@ -191,7 +192,7 @@ fma_unit! {
 fma_unit! {
     /// 256 bits: 12 of 16 registers are sums.
     Avx2Fma, avx2, moved by super::vector_avx2::Avx2Vectors,
-    features "avx2,fma", 4 steps at a time,
+    features "avx2,fma",
     8 lanes: _mm256_setzero_ps, _mm256_load_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_fmadd_ps,
     _mm256_broadcast_ss,
     words _mm256_load_si256, _mm256_store_si256, |words| _mm256_slli_epi32::<16>(words),

@@ -162,10 +162,6 @@ mod tests {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     #[test]
     fn projections_of_whole_numbers_are_exact_by_the_instructions_of_amx() {
-        if crate::isa::Isa::best().amx().is_none() {
-            crate::tiles::trap::install();
-        }
-        // SAFETY: AMX is proven, or else its instructions are carried out where they trap.
-        check(unsafe { crate::tiles::tile::NativeTiles::unproven() });
+        check(crate::tiles::trap::tiles());
     }
 }

@@ -69,10 +69,10 @@ pub(crate) trait TileUnit: Copy {
     const STEP_BYTES: usize = PANEL_STEP_BYTES;
 
     /// Prepares this thread. Every block runs between `open` and `close` of the same thread.
-    fn open(self);
+    fn open(self) {}
 
     /// Gives back what `open` took.
-    fn close(self);
+    fn close(self) {}
 
     /// Widens a packed step of a panel.
     ///
@@ -352,10 +352,6 @@ pub(crate) struct EmulatedTiles;
 
 #[cfg(any(test, not(all(target_arch = "x86_64", target_os = "linux"))))]
 impl TileUnit for EmulatedTiles {
-    fn open(self) {}
-
-    fn close(self) {}
-
     unsafe fn block<const R: usize>(self, block: &Block) {
         type Tile = [[u16; TILE_DEPTH]; TILE_ROWS];
         /// # Safety

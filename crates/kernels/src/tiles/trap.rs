@@ -7,7 +7,8 @@
 use std::cell::UnsafeCell;
 use std::sync::OnceLock;
 
-use super::tile::{TILE_BYTES, TILE_ROW_BYTES, TILE_ROWS};
+use super::tile::{NativeTiles, TILE_BYTES, TILE_ROW_BYTES, TILE_ROWS};
+use crate::isa::Isa;
 
 /// Registers of the tiles of a thread, and whether they are configured.
 struct Tiles {
@@ -33,6 +34,15 @@ pub(crate) fn install() {
             assert_eq!(libc::sigaction(libc::SIGILL, &action, std::ptr::null_mut()), 0);
         }
     });
+}
+
+/// The tiles of this machine, or their instructions where they trap.
+pub(crate) fn tiles() -> NativeTiles {
+    if Isa::best().amx().is_none() {
+        install();
+    }
+    // SAFETY: AMX is proven, or else its instructions are carried out where they trap.
+    unsafe { NativeTiles::unproven() }
 }
 
 extern "C" fn on_illegal_instruction(

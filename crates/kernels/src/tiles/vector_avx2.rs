@@ -25,7 +25,6 @@ macro_rules! compiled_for_avx2 {
                 /// # Safety
                 /// As the method, on a CPU with AVX2.
                 #[target_feature(enable = "avx2,fma")]
-                #[allow(clippy::too_many_arguments, reason = "as the method")]
                 unsafe fn compiled($($argument: $type),*) {
                     // SAFETY: the caller's promise.
                     unsafe { PortableVectors.$name($($argument),*) }

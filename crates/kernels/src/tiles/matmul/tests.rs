@@ -125,9 +125,7 @@ macro_rules! on_every_unit {
         }
         #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
         if Isa::best().amx().is_none() {
-            crate::tiles::trap::install();
-            // SAFETY: from here on tile instructions are carried out where they trap.
-            let ($tiles, $vectors) = (unsafe { NativeTiles::unproven() }, PortableVectors);
+            let ($tiles, $vectors) = (crate::tiles::trap::tiles(), PortableVectors);
             ran.push(begin("the instructions of AMX, trapped"));
             $body
         }

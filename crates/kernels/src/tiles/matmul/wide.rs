@@ -56,6 +56,7 @@ impl<T: TileUnit, V: VectorUnit> Walk<'_, T, V> {
     /// of 32 and ends at one or with the matrix.
     unsafe fn widen_panel(&self, matrix: MatrixRef<bf16>, ks: Range<usize>, column: usize, wide: *mut u8) {
         let end = ks.end;
+        let mut pairs = Pairs([0; PANEL_STEP_BYTES]);
         for (step, k) in ks.step_by(TILE_DEPTH).enumerate() {
             let rows = k..end.min(k + TILE_DEPTH);
             // SAFETY: the caller vouches for this step; 32 rows of 32 columns are inside the matrix where they are taken
@@ -69,7 +70,6 @@ impl<T: TileUnit, V: VectorUnit> Walk<'_, T, V> {
                     let start = matrix.data.as_ptr().add(k * matrix.row_stride + column);
                     self.how.tiles.widen_rows(start, matrix.row_stride, wide);
                 } else {
-                    let mut pairs = Pairs([0; PANEL_STEP_BYTES]);
                     pack_panel(self.how.vectors, matrix, rows, column, pairs.0.as_mut_ptr());
                     self.how.tiles.widen_pairs(pairs.0.as_ptr(), wide);
                 }
