@@ -114,6 +114,7 @@ struct Detected {
     avx512_bf16: bool,
     fast_bf16_dot: bool,
     avx512_vnni: bool,
+    avx512_fp16: bool,
     amx: AmxStatus,
 }
 
@@ -200,13 +201,24 @@ impl Isa {
         self.has_avx512_bf16() && detected().fast_bf16_dot
     }
 
+    /// Whether AVX-512 has arithmetic of fp16 here; false below [`Level::Avx512`].
+    pub fn has_avx512_fp16(self) -> bool {
+        self.0 >= Level::Avx512 && detected().avx512_fp16
+    }
+
+    /// Whether sums of products of bf16 are begun in fp16: where AVX-512 has its arithmetic, and neither AMX nor fast dot
+    /// products of bf16 are there. Up to 128 products then add up with fp16's 11 bits, and their sums in f32.
+    pub fn sums_in_fp16(self) -> bool {
+        self.has_avx512_fp16() && self.amx().is_none() && !self.prefers_bf16_dot()
+    }
+
     /// Whether AVX-512 has dot products of bytes here; false below [`Level::Avx512`].
     pub fn has_avx512_vnni(self) -> bool {
         self.0 >= Level::Avx512 && detected().avx512_vnni
     }
 
-    /// The proof that products of bf16 are no slower than those of f32 here: by AMX tiles, AVX-512's dot products or its
-    /// multiply-adds.
+    /// The proof that products of bf16 are no slower than those of f32 here: by AMX tiles, AVX-512's dot products, or
+    /// multiply-adds of fp16 or f32.
     pub fn bf16_unit(self) -> Option<Bf16Unit> {
         Bf16Unit::of(self)
     }
@@ -258,7 +270,9 @@ fn detect() -> Detected {
     let vendor = std::arch::x86_64::__cpuid(0);
     let is_intel = [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat() == *b"GenuineIntel";
     let avx512_vnni = avx512_lacks.is_none() && std::arch::is_x86_feature_detected!("avx512vnni");
-    Detected { best, avx2_lacks, avx512_lacks, avx512_bf16, fast_bf16_dot: !is_intel, avx512_vnni, amx }
+    let avx512_fp16 = avx512_lacks.is_none() && std::arch::is_x86_feature_detected!("avx512fp16");
+    let fast_bf16_dot = !is_intel;
+    Detected { best, avx2_lacks, avx512_lacks, avx512_bf16, fast_bf16_dot, avx512_vnni, avx512_fp16, amx }
 }
 
 #[cfg(not(target_arch = "x86_64"))]
@@ -271,6 +285,7 @@ fn detect() -> Detected {
         avx512_bf16: false,
         fast_bf16_dot: false,
         avx512_vnni: false,
+        avx512_fp16: false,
         amx: AmxStatus::NotBuiltIn,
     }
 }

@@ -26,8 +26,8 @@ pub fn peak_flops_f32(isa: Isa, seconds: f64) -> f64 {
     rate(seconds, || portable_round(ROUNDS))
 }
 
-/// As [`peak_flops_f32`] by the fastest products of bf16 that `isa` has: tiles of AMX, dot products of AVX-512, or
-/// else those of f32, to which bf16 is then widened.
+/// As [`peak_flops_f32`] by the fastest products of bf16 that `isa` has: tiles of AMX, dot products of AVX-512, its
+/// multiply-adds of fp16, to which bf16 is then converted, or else those of f32.
 pub fn peak_flops_bf16(isa: Isa, seconds: f64) -> f64 {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     if isa.amx().is_some() {
@@ -37,6 +37,9 @@ pub fn peak_flops_bf16(isa: Isa, seconds: f64) -> f64 {
     if isa.prefers_bf16_dot() {
         // SAFETY: the instruction set has bf16 dot products.
         return rate(seconds, || unsafe { x86::avx512_bf16_round(ROUNDS) });
+    } else if isa.has_avx512_fp16() {
+        // SAFETY: the instruction set has arithmetic of fp16.
+        return rate(seconds, || unsafe { x86::avx512_fp16_round(ROUNDS) });
     }
     peak_flops_f32(isa, seconds)
 }
@@ -173,6 +176,17 @@ mod x86 {
         avx512_bf16_round,
         "avx512f,avx512bf16",
         "vdpbf16ps",
+        32,
+        "zmm",
+        ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11"],
+        "12",
+        "13"
+    );
+
+    round!(
+        avx512_fp16_round,
+        "avx512f,avx512fp16",
+        "vfmadd231ph",
         32,
         "zmm",
         ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11"],

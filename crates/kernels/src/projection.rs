@@ -2,7 +2,9 @@
 //! rows beside it, on their number, or on how the work was shared out.
 
 use crate::buffer::{Buffer, as_floats_mut, as_words};
-use crate::int8;
+#[cfg(target_arch = "x86_64")]
+use crate::grouped::fp16;
+use crate::grouped::{self, int8};
 use crate::matmul::pack::pack;
 use crate::tile::{self, Left, Panels, Shape, Tile, bfloat16, with_tile};
 use crate::{BlockMut, Isa, Store};
@@ -20,8 +22,8 @@ pub enum WeightFormat {
     /// f32: the reference.
     #[default]
     F32,
-    /// bf16: half the bytes. Inputs are rounded to bf16 where dot products of it are used ([`Isa::prefers_bf16_dot`]), else they stay
-    /// f32.
+    /// bf16: half the bytes. Inputs are rounded to bf16 where dot products of it are used ([`Isa::prefers_bf16_dot`]) or AMX,
+    /// else they stay f32. Where [`Isa::sums_in_fp16`] says so, weights and inputs are held in fp16 instead, with a scale per 128.
     Bf16,
     /// int8 with an f32 scale per 128 inputs: a quarter of the bytes, and 3 %. Inputs are rounded in the same way.
     Int8,
@@ -106,22 +108,26 @@ impl PackedWeight {
         let columns = columns(self.isa);
         let start = output / columns * panel_words(self.isa, self.format, self.inputs);
         let (panel, column) = (&self.panels.words()[start..], output % columns);
-        match self.format {
-            WeightFormat::F32 => {
+        match self.layout() {
+            Layout::F32 => {
                 let elements = panel.chunks_exact(columns);
                 row.iter_mut().zip(elements).for_each(|(to, from)| *to = f32::from_bits(from[column]));
             }
-            WeightFormat::Bf16 => bfloat16::read(panel, columns, column, row),
-            WeightFormat::Int8 => int8::read(panel, columns, column, row),
+            Layout::Bf16 => bfloat16::read(panel, columns, column, row),
+            #[cfg(target_arch = "x86_64")]
+            Layout::Fp16 => fp16::read(panel, columns, column, row),
+            Layout::Int8 => int8::read(panel, columns, column, row),
         }
     }
 
     /// Words of 32 bits of a row that [`PackedWeight::prepare`] writes.
     pub fn row_words(&self) -> usize {
-        match self.format {
-            WeightFormat::F32 => self.inputs,
-            WeightFormat::Bf16 => bfloat16::row_words(self.isa, self.inputs),
-            WeightFormat::Int8 => int8::row_words(self.inputs),
+        match self.layout() {
+            Layout::F32 => self.inputs,
+            Layout::Bf16 => bfloat16::row_words(self.isa, self.inputs),
+            #[cfg(target_arch = "x86_64")]
+            Layout::Fp16 => grouped::row_words(self.inputs, fp16::ELEMENTS),
+            Layout::Int8 => grouped::row_words(self.inputs, int8::ELEMENTS),
         }
     }
 
@@ -136,10 +142,12 @@ impl PackedWeight {
             x.len() == rows * self.inputs && words.len() == rows * self.row_words(),
             "projection: inputs"
         );
-        match self.format {
-            WeightFormat::F32 => words.copy_from_slice(as_words(x)),
-            WeightFormat::Bf16 => bfloat16::prepare(self.isa, self.inputs, x, words),
-            WeightFormat::Int8 => int8::prepare(self.isa, self.inputs, x, words),
+        match self.layout() {
+            Layout::F32 => words.copy_from_slice(as_words(x)),
+            Layout::Bf16 => bfloat16::prepare(self.isa, self.inputs, x, words),
+            #[cfg(target_arch = "x86_64")]
+            Layout::Fp16 => fp16::prepare(self.isa, self.inputs, x, words),
+            Layout::Int8 => int8::prepare(self.isa, self.inputs, x, words),
         }
     }
 
@@ -163,19 +171,43 @@ impl PackedWeight {
             Rows::Plain(_) => panic!("projection: inputs must be prepared for {:?}", self.format),
             Rows::Prepared(x) => x,
         };
-        match self.format {
-            WeightFormat::F32 => with_tile!(f32 self.isa, project(self, x, panels, y)),
+        let &PackedWeight { isa, inputs, .. } = self;
+        let product = grouped::Product { isa, inputs, x, panels: self.panels.words() };
+        match self.layout() {
+            Layout::F32 => with_tile!(f32 self.isa, project(self, x, panels, y)),
             #[cfg(target_arch = "x86_64")]
-            WeightFormat::Bf16 if let Some(amx) = self.isa.amx() => {
+            Layout::Bf16 if let Some(amx) = self.isa.amx() => {
                 crate::tiles::project_on_amx(amx, x, row, self.panels.words(), panels, y)
             }
-            WeightFormat::Bf16 => with_tile!(bf16 self.isa, project(self, x, panels, y)),
-            WeightFormat::Int8 => {
-                let &PackedWeight { isa, inputs, .. } = self;
-                let memory = self.panels.words();
-                int8::project(&int8::Product { isa, inputs, x, panels: memory }, panels, y);
-            }
+            Layout::Bf16 => with_tile!(bf16 self.isa, project(self, x, panels, y)),
+            #[cfg(target_arch = "x86_64")]
+            Layout::Fp16 => grouped::project::<fp16::Fp16>(&product, panels, y),
+            Layout::Int8 => int8::project(&product, panels, y),
         }
+    }
+
+    fn layout(&self) -> Layout {
+        layout(self.isa, self.format)
+    }
+}
+
+/// What panels and prepared rows hold.
+#[derive(Clone, Copy)]
+enum Layout {
+    F32,
+    Bf16,
+    #[cfg(target_arch = "x86_64")]
+    Fp16,
+    Int8,
+}
+
+fn layout(isa: Isa, format: WeightFormat) -> Layout {
+    match format {
+        WeightFormat::F32 => Layout::F32,
+        #[cfg(target_arch = "x86_64")]
+        WeightFormat::Bf16 if isa.sums_in_fp16() => Layout::Fp16,
+        WeightFormat::Bf16 => Layout::Bf16,
+        WeightFormat::Int8 => Layout::Int8,
     }
 }
 
@@ -190,29 +222,31 @@ pub enum Rows<'a> {
 
 /// Packs rows of a weight (`inputs` elements each) into the memory of their panels.
 pub fn fill_panels(isa: Isa, format: WeightFormat, rows: &[f32], inputs: usize, panels: &mut [u32]) {
-    match format {
-        WeightFormat::F32 => {
-            let (count, group) = (rows.len() / inputs, columns(isa));
-            pack::<f32>(isa, rows, inputs, 1, count, inputs, group, as_floats_mut(panels));
+    let (columns, size) = (columns(isa), panel_words(isa, format, inputs));
+    let pack_panel = |rows: &[f32], panel: &mut [u32]| match layout(isa, format) {
+        Layout::F32 => {
+            let count = rows.len() / inputs;
+            pack::<f32>(isa, rows, inputs, 1, count, inputs, columns, as_floats_mut(panel));
         }
-        WeightFormat::Bf16 | WeightFormat::Int8 => {
-            let (columns, size) = (columns(isa), panel_words(isa, format, inputs));
-            for (rows, panel) in rows.chunks(columns * inputs).zip(panels.chunks_mut(size)) {
-                match format {
-                    WeightFormat::Int8 => int8::fill(isa, rows, inputs, columns, panel),
-                    _ => bfloat16::fill(isa, rows, inputs, columns, panel),
-                }
-            }
-        }
+        Layout::Bf16 => bfloat16::fill(isa, rows, inputs, columns, panel),
+        #[cfg(target_arch = "x86_64")]
+        Layout::Fp16 => fp16::fill(isa, rows, inputs, columns, panel),
+        Layout::Int8 => int8::fill(isa, rows, inputs, columns, panel),
+    };
+    for (rows, panel) in rows.chunks(columns * inputs).zip(panels.chunks_mut(size)) {
+        pack_panel(rows, panel);
     }
 }
 
 /// Words of a panel.
 fn panel_words(isa: Isa, format: WeightFormat, inputs: usize) -> usize {
-    match format {
-        WeightFormat::F32 => columns(isa) * inputs,
-        WeightFormat::Bf16 => columns(isa) * bfloat16::panel_rows(isa, inputs),
-        WeightFormat::Int8 => int8::panel_words(inputs, columns(isa)),
+    let columns = columns(isa);
+    match layout(isa, format) {
+        Layout::F32 => columns * inputs,
+        Layout::Bf16 => columns * bfloat16::panel_rows(isa, inputs),
+        #[cfg(target_arch = "x86_64")]
+        Layout::Fp16 => grouped::panel_words(inputs, fp16::ELEMENTS, columns),
+        Layout::Int8 => grouped::panel_words(inputs, int8::ELEMENTS, columns),
     }
 }
 
@@ -292,7 +326,7 @@ mod tests {
     use super::*;
     use crate::bf16;
     use crate::grid::split;
-    use crate::reference::{Random, assert_close};
+    use crate::reference::{Random, assert_close, sum_error};
 
     const FORMATS: [WeightFormat; 3] = [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Int8];
 
@@ -322,8 +356,12 @@ mod tests {
     }
 
     /// What a format makes of the elements of a row: weights in any case, inputs where they are rounded.
-    fn rounded(format: WeightFormat, row: &[f32]) -> Vec<f64> {
+    fn rounded(isa: Isa, format: WeightFormat, row: &[f32]) -> Vec<f64> {
         match format {
+            WeightFormat::Bf16 if isa.sums_in_fp16() => {
+                // Scales are powers of two, and no group of the tests has anything far below its largest.
+                row.iter().map(|v| half::f16::from_f32(v * 8.0).to_f64() / 8.0).collect()
+            }
             WeightFormat::F32 => row.iter().map(|v| *v as f64).collect(),
             WeightFormat::Bf16 => row.iter().map(|v| bf16::from_f32(*v).to_f32() as f64).collect(),
             WeightFormat::Int8 => {
@@ -360,14 +398,16 @@ mod tests {
                 let x: Vec<f32> = random.elements(rows * inputs);
                 let packed = packed(isa, format, &weight, inputs);
                 let y = product(&packed, &x, &[]);
-                let rounds = isa.prefers_bf16_dot() || isa.amx().is_some();
+                let rounds = isa.prefers_bf16_dot() || isa.amx().is_some() || isa.sums_in_fp16();
                 let exact = format == WeightFormat::Bf16 && !rounds;
+                let in_fp16 = format == WeightFormat::Bf16 && isa.sums_in_fp16();
                 let x_format = if exact { WeightFormat::F32 } else { format };
-                let x_rounded: Vec<Vec<f64>> = x.chunks(inputs).map(|row| rounded(x_format, row)).collect();
+                let x_rounded: Vec<Vec<f64>> =
+                    x.chunks(inputs).map(|row| rounded(isa, x_format, row)).collect();
                 let mut row = vec![0.0; inputs];
                 for n in 0..outputs {
                     packed.read_row(n, &mut row);
-                    let expected_row = rounded(format, &weight[n * inputs..][..inputs]);
+                    let expected_row = rounded(isa, format, &weight[n * inputs..][..inputs]);
                     for (held, expected) in row.iter().zip(&expected_row) {
                         assert_close(
                             *held as f64,
@@ -381,8 +421,9 @@ mod tests {
                         let products = x_rounded[r].iter().zip(&expected_row);
                         let expected = products.map(|(a, b)| a * b).sum();
                         // Up to 801 products of magnitude one, added one after the other in f32.
+                        let tolerance = if in_fp16 { sum_error(isa, inputs) } else { 1e-4 };
                         let what = format!("{isa:?} {format:?} {rows}x{inputs}x{outputs} at {r},{n}");
-                        assert_close(y[r * outputs + n] as f64, expected, 1e-4, 1e-5, &what);
+                        assert_close(y[r * outputs + n] as f64, expected, tolerance, 1e-5, &what);
                     }
                 }
             }
@@ -411,6 +452,40 @@ mod tests {
                     bits(&together) == bits(expected),
                     "{isa:?} {format:?}: {rows} rows, cut at {cuts:?}"
                 );
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_number_shows_in_all_results_of_its_row_and_in_no_other() {
+        let (inputs, outputs) = (200, 40);
+        for (isa, format) in
+            Isa::available_or_trapped().into_iter().flat_map(|isa| FORMATS.map(|format| (isa, format)))
+        {
+            let packed = packed(isa, format, &vec![0.5; outputs * inputs], inputs);
+            for odd in [f32::NAN, f32::INFINITY] {
+                let mut x = vec![1.0; 3 * inputs];
+                x[inputs + 150] = odd;
+                let y = product(&packed, &x, &[]);
+                let finite: Vec<bool> =
+                    y.chunks(outputs).map(|row| row.iter().any(|y| y.is_finite())).collect();
+                assert_eq!(finite, [true, false, true], "{isa:?} {format:?} {odd}");
+            }
+        }
+    }
+
+    #[test]
+    fn sums_of_the_largest_values_do_not_overflow() {
+        let (inputs, outputs) = (256, 33);
+        for (isa, format) in
+            Isa::available_or_trapped().into_iter().flat_map(|isa| FORMATS.map(|format| (isa, format)))
+        {
+            for value in [1.9921875, 1e15, 1e-15] {
+                let packed = packed(isa, format, &vec![value; outputs * inputs], inputs);
+                let expected = inputs as f64 * f64::from(value) * f64::from(value);
+                for y in product(&packed, &vec![value; inputs], &[]) {
+                    assert_close(f64::from(y), expected, 0.0, 0.02, &format!("{isa:?} {format:?} {value}"));
+                }
             }
         }
     }

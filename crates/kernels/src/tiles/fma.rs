@@ -43,20 +43,21 @@ macro_rules! fma_unit {
         }
 
         impl TileUnit for $unit {
-            const WIDENS: bool = true;
-            const STEP_BYTES: usize = STEP_BYTES;
+            const CONVERTS: bool = true;
+            const GROUP_BYTES: usize = STEP_BYTES;
+            const CONVERTS_ROWS: bool = true;
             // Widened twice as much, which is half of the L2 of a processor whose tiles a hypervisor hides.
             const B_BYTES: usize = 512 << 10;
             const MAX_DEPTH: usize = 1024;
 
-            unsafe fn widen_pairs(self, pairs: *const u8, wide: *mut u8) {
+            unsafe fn convert_group(self, pairs: *const u8, _steps: usize, to: *mut u8) {
                 // SAFETY: `new` checked for the instructions; the rest is the caller's promise.
-                unsafe { $name::widen_pairs(pairs, wide) }
+                unsafe { $name::widen_pairs(pairs, to) }
             }
 
-            unsafe fn widen_rows(self, rows: *const bf16, row_stride: usize, wide: *mut u8) {
+            unsafe fn convert_rows(self, rows: *const bf16, row_stride: usize, to: *mut u8) {
                 // SAFETY: as above.
-                unsafe { $name::widen_rows(rows, row_stride, wide) }
+                unsafe { $name::widen_rows(rows, row_stride, to) }
             }
 
             #[inline(always)]
@@ -78,7 +79,7 @@ macro_rules! fma_unit {
             };
 
             /// # Safety
-            /// As [`TileUnit::widen_pairs`], on a CPU with the instructions.
+            /// As [`TileUnit::convert_group`], on a CPU with the instructions.
             #[target_feature(enable = $features)]
             pub unsafe fn widen_pairs(pairs: *const u8, wide: *mut u8) {
                 for pair in 0..TILE_DEPTH / 2 {
@@ -96,7 +97,7 @@ macro_rules! fma_unit {
             }
 
             /// # Safety
-            /// As [`TileUnit::widen_rows`], on a CPU with the instructions.
+            /// As [`TileUnit::convert_rows`], on a CPU with the instructions.
             #[target_feature(enable = $features)]
             pub unsafe fn widen_rows(rows: *const bf16, row_stride: usize, wide: *mut u8) {
                 for row in 0..TILE_DEPTH {

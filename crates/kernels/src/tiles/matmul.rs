@@ -76,8 +76,9 @@ use sealed::Output;
 /// C = A·B, or C += A·B with `accumulate`: A [m, k], B [k, n], both in either layout, and row-major C [m, n]
 /// with `c_row_stride` elements from row to row. Elements of `c` between the rows are not touched.
 ///
-/// Products are summed in fp32 (on AMX and in dot products subnormal operands and sums count as zero) and a bf16 C is
-/// rounded once, to nearest even. For given operands the result is the same bit for bit each time.
+/// Products are summed in fp32 (on AMX and in dot products subnormal operands and sums count as zero; where
+/// [`crate::Isa::sums_in_fp16`] says so, up to 128 of them are summed in fp16 before) and a bf16 C is rounded once, to
+/// nearest even. For given operands the result is the same bit for bit each time.
 ///
 /// # Panics
 /// The inner dimensions differ, rows of C overlap, or `c` is shorter than the matrix.
@@ -159,6 +160,7 @@ fn run<C: MatmulOutput>(
     match unit.0 {
         Which::Amx(amx) => run!(NativeTiles::new(amx), Avx512Vectors::beside(amx)),
         Which::Dot(tiles) => run!(tiles, tiles.vectors()),
+        Which::Fp16(tiles) => run!(tiles, tiles.vectors()),
         Which::Fma512(tiles) => run!(tiles, tiles.vectors()),
         Which::Fma256(tiles) => run!(tiles, tiles.vectors()),
     }
@@ -279,6 +281,11 @@ impl<T: TileUnit, V: VectorUnit> Product<T, V> {
     }
 }
 
+/// Bytes of so many steps of a panel as blocks read them.
+const fn panel_bytes<T: TileUnit>(steps: usize) -> usize {
+    steps.div_ceil(T::GROUP_STEPS) * T::GROUP_BYTES
+}
+
 /// A product under way. `output` points to an m × n matrix with `c_row_stride`, checked by `run`.
 struct Walk<'a, T: TileUnit, V> {
     how: Product<T, V>,
@@ -308,7 +315,7 @@ impl<T: TileUnit, V: VectorUnit> Walk<'_, T, V> {
         let m = self.a.rows();
         let k_tiles = ks.len().div_ceil(TILE_DEPTH);
         match self.b {
-            _ if T::WIDENS => self.widen_b(ks.clone(), cols.clone(), &mut scratch.b),
+            _ if T::CONVERTS => self.convert_b(ks.clone(), cols.clone(), &mut scratch.b),
             B::View(b) => pack_panels(self.how.vectors, b, ks.clone(), cols.clone(), &mut scratch.b),
             B::Packed { .. } => {}
         }
@@ -324,11 +331,11 @@ impl<T: TileUnit, V: VectorUnit> Walk<'_, T, V> {
             let (a, a_row_bytes, a_step_bytes) = self.a_tiles(rows.clone(), ks.clone(), &mut scratch.a);
             for panel in 0..padded_cols / PANEL_COLS {
                 let b = match self.b {
-                    B::Packed { b, first, .. } if !T::WIDENS => {
+                    B::Packed { b, first, .. } if !T::CONVERTS => {
                         let (row, column) = (first.0 + ks.start, first.1 + cols.start);
                         b.panel(column / PANEL_COLS + panel, row / TILE_DEPTH)
                     }
-                    _ => scratch.b.as_ptr().wrapping_add(panel * k_tiles * T::STEP_BYTES),
+                    _ => scratch.b.as_ptr().wrapping_add(panel * panel_bytes::<T>(k_tiles)),
                 };
                 let block = Block {
                     a,
@@ -371,7 +378,7 @@ impl<T: TileUnit, V: VectorUnit> Walk<'_, T, V> {
     }
 
     /// Where the tiles of these rows (1 to 32) of A start, and bytes between rows and between steps:
-    /// in A itself if its tiles are whole and on cache lines, else packed, with zeros around, and perhaps widened.
+    /// in A itself if its tiles are whole and on cache lines, else packed, with zeros around, and perhaps converted.
     fn a_tiles(
         &self,
         rows: std::ops::Range<usize>,
@@ -379,9 +386,8 @@ impl<T: TileUnit, V: VectorUnit> Walk<'_, T, V> {
         buffer: &mut Buffer,
     ) -> ([*const u8; 2], usize, usize) {
         let a = self.a;
-        if T::WIDENS {
-            let wide = self.widen_a(rows, ks, buffer);
-            return ([wide; 2], 0, T::STEP_BYTES);
+        if T::CONVERTS {
+            return ([self.convert_a(rows, ks, buffer); 2], 0, 0);
         }
         if T::READS_A_IN_PLACE
             && a.is_row_major()
@@ -494,7 +500,7 @@ impl<T: TileUnit, V: VectorUnit> Walk<'_, T, V> {
     }
 }
 
-mod wide;
+mod convert;
 
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,6 @@
 //! Matrix products of bf16 with fp32 sums, tile by tile: on Intel AMX, or by the dot products of AVX-512 where the
-//! processor has fast ones and no AMX, or by multiply-adds of operands that are widened to f32 on the way.
+//! processor has fast ones and no AMX, or by multiply-adds of operands that are converted on the way, to fp16 (sums are then
+//! begun in fp16) or to f32.
 //!
 //! A tile of AMX is a register of 16 rows of 64 bytes. `tdpbf16ps` multiplies a tile of 16 × 32 bf16 values (A)
 //! with a tile of 32 × 16 (B) and adds the 16 × 16 fp32 products to a third. B is held in *pairs*: row
@@ -14,6 +15,8 @@
 mod dot;
 #[cfg(target_arch = "x86_64")]
 mod fma;
+#[cfg(target_arch = "x86_64")]
+mod fp16;
 mod matmul;
 mod packed;
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
@@ -55,6 +58,8 @@ enum Which {
     #[cfg(target_arch = "x86_64")]
     Dot(dot::Avx512Dot),
     #[cfg(target_arch = "x86_64")]
+    Fp16(fp16::Avx512Fp16),
+    #[cfg(target_arch = "x86_64")]
     Fma512(fma::Avx512Fma),
     #[cfg(target_arch = "x86_64")]
     Fma256(fma::Avx2Fma),
@@ -65,9 +70,10 @@ impl Bf16Unit {
         #[cfg(target_arch = "x86_64")]
         {
             let dot = || isa.prefers_bf16_dot().then(|| dot::Avx512Dot::new(isa).map(Which::Dot)).flatten();
+            let fp16 = || isa.sums_in_fp16().then(|| fp16::Avx512Fp16::new(isa).map(Which::Fp16)).flatten();
             let fma512 = || fma::Avx512Fma::new(isa).map(Which::Fma512);
             let fma256 = || fma::Avx2Fma::new(isa).map(Which::Fma256);
-            isa.amx().map(Which::Amx).or_else(dot).or_else(fma512).or_else(fma256).map(Bf16Unit)
+            isa.amx().map(Which::Amx).or_else(dot).or_else(fp16).or_else(fma512).or_else(fma256).map(Bf16Unit)
         }
         #[cfg(not(target_arch = "x86_64"))]
         {

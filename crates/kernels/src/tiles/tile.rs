@@ -30,6 +30,8 @@ pub(crate) const PANEL_STEP_BYTES: usize = 2 * TILE_BYTES;
 /// - C: 16·R rows of 32 fp32, `c_row_bytes` apart, can be written at `c` and are not part of A or B; with
 ///   `accumulate` they hold values;
 /// - `k_tiles` is at least 1.
+///
+/// Of a unit that converts, A and B are groups of steps instead.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Block {
     pub a: [*const u8; 2],
@@ -61,12 +63,18 @@ pub(crate) trait TileUnit: Copy {
     /// beside the rows of A and C: half of the 2 MiB of the processors that have AMX.
     const B_BYTES: usize = 1 << 20;
 
-    /// Whether blocks read f32, which [`TileUnit::widen_pairs`] and [`TileUnit::widen_rows`] make. Of a block of such a
-    /// unit, `a[0]` is the first wide step of A, `b` that of B, and a row of A lies in it as a column of B does.
-    const WIDENS: bool = false;
+    /// Whether blocks read groups of steps that [`TileUnit::convert_group`] (or [`TileUnit::convert_rows`]) made. Of a block
+    /// of such a unit, `a[0]` is the first group of A, `b` that of B, and a row of A lies in it as a column of B does.
+    const CONVERTS: bool = false;
 
-    /// Bytes of a step of a panel as blocks read it.
-    const STEP_BYTES: usize = PANEL_STEP_BYTES;
+    /// Steps that are converted together. The last group of a piece may have fewer.
+    const GROUP_STEPS: usize = 1;
+
+    /// Bytes of a converted group, a multiple of 64.
+    const GROUP_BYTES: usize = PANEL_STEP_BYTES;
+
+    /// Whether [`TileUnit::convert_rows`] makes a group of one step from rows as they lie.
+    const CONVERTS_ROWS: bool = false;
 
     /// Prepares this thread. Every block runs between `open` and `close` of the same thread.
     fn open(self) {}
@@ -74,17 +82,18 @@ pub(crate) trait TileUnit: Copy {
     /// Gives back what `open` took.
     fn close(self) {}
 
-    /// Widens a packed step of a panel.
+    /// Converts packed steps of a panel that follow each other.
     ///
     /// # Safety
-    /// Two tiles of pairs can be read at `pairs`, and a wide step written at `wide`, both on cache lines.
-    unsafe fn widen_pairs(self, _pairs: *const u8, _wide: *mut u8) {}
+    /// There are 1 to [`TileUnit::GROUP_STEPS`] `steps`. Two tiles of pairs for each can be read at `pairs`, and a group
+    /// written at `to`, elsewhere; both are on cache lines.
+    unsafe fn convert_group(self, _pairs: *const u8, _steps: usize, _to: *mut u8) {}
 
-    /// Widens a step of a panel from 32 rows of 32 columns.
+    /// Converts a step of a panel from 32 rows of 32 columns.
     ///
     /// # Safety
-    /// The rows, `row_stride` elements apart, can be read at `rows`, and a wide step written at `wide`, on a cache line.
-    unsafe fn widen_rows(self, _rows: *const bf16, _row_stride: usize, _wide: *mut u8) {}
+    /// The rows, `row_stride` elements apart, can be read at `rows`, and a group written at `to`, on a cache line.
+    unsafe fn convert_rows(self, _rows: *const bf16, _row_stride: usize, _to: *mut u8) {}
 
     /// One block of 16·R × 32.
     ///

@@ -1,32 +1,34 @@
-//! Weights in int8 with a scale per group, for decoding: products of prepared inputs with packed panels.
+//! Products for decoding with a scale for every 128 neighbours of a row, of weights and of inputs: prepared rows times
+//! packed panels.
 //!
-//! Weights lie in words of 32 bits that hold four neighbours in depth, word after word for the columns
-//! of a panel, so that an instruction which multiplies and adds within words does a step for a whole vector of
-//! columns. As with `crate::tile`, an element is one chain in ascending depth, whatever the rows, the tile or
+//! A word of 32 bits holds neighbours in depth, four int8 or two fp16, word after word for the columns of a panel, so that an
+//! instruction which multiplies and adds within words does a step for a whole vector of columns. What a group adds up to is
+//! scaled and added in f32. As with `crate::tile`, an element is one chain in ascending depth, whatever the rows, the tile or
 //! the threads.
-
-mod loops;
-
-pub(crate) use loops::{fill, prepare, read, row_words};
+//!
+//! Rows of inputs are words, then for each group its scale and the word that its sums start from. A panel is for each group
+//! the words of its columns, then their scales.
 
 #[cfg(target_arch = "x86_64")]
-use crate::Level;
+pub(crate) mod fp16;
+pub(crate) mod int8;
+mod loops;
+
 use crate::projection::tiles;
 use crate::tile::{LARGEST, power_of_two_up_to};
 use crate::{BlockMut, Isa};
-#[cfg(target_arch = "x86_64")]
-use loops::{Avx2, Avx512, Vnni};
-use loops::{Portable, groups};
 use std::ops::Range;
 
+/// Neighbours that share a scale.
+const GROUP: usize = 128;
 /// Rows whose inputs stay in the L2 cache while the weight passes by.
 const BLOCK_ROWS: usize = 96;
-/// Steps of depth of a block for many rows: 32 columns of a panel take 24 KiB of a 32 KiB L1 cache. A multiple of
-/// the steps of a group.
+/// Words of depth of a block for many rows: 32 columns of a panel take 24 KiB of a 32 KiB L1 cache. A multiple of
+/// the words of a group.
 const BLOCK_STEPS: usize = 192;
 
 /// What an inner loop works on, bounds checked.
-struct Operands {
+pub(crate) struct Operands {
     /// First row of the inputs, from its beginning on, and how far the next one is.
     left: *const u32,
     left_stride: usize,
@@ -41,12 +43,14 @@ struct Operands {
     c_stride: usize,
 }
 
-/// The inner loops of an instruction set.
-trait Family {
+/// The inner loops of a format on an instruction set.
+pub(crate) trait Family {
     /// Most rows of a tile.
     const ROWS: usize;
     /// Columns of a panel.
     const COLUMNS: usize;
+    /// Elements of a word.
+    const ELEMENTS: usize;
 
     /// Whether this process can use them.
     fn usable(isa: Isa) -> bool;
@@ -62,9 +66,19 @@ trait Family {
     unsafe fn run(rows: usize, panels: usize, operands: &Operands);
 }
 
-/// Words of a panel, scales included.
-pub(crate) fn panel_words(inputs: usize, columns: usize) -> usize {
-    (inputs.div_ceil(4) + groups(inputs)) * columns
+/// Groups of a row.
+fn groups(inputs: usize) -> usize {
+    inputs.div_ceil(GROUP)
+}
+
+/// Words of a row of inputs, with so many `elements` in one.
+pub(crate) fn row_words(inputs: usize, elements: usize) -> usize {
+    inputs.div_ceil(elements) + 2 * groups(inputs)
+}
+
+/// Words of a panel, with so many `elements` in one.
+pub(crate) fn panel_words(inputs: usize, elements: usize, columns: usize) -> usize {
+    (inputs.div_ceil(elements) + groups(inputs)) * columns
 }
 
 /// What a product reads: prepared rows and packed panels.
@@ -76,22 +90,11 @@ pub(crate) struct Product<'a> {
 }
 
 /// `y[r, n] = Σ_k x[r, k] · weight[n, k]` for the outputs n of a range of panels.
-pub(crate) fn project(product: &Product<'_>, panels: Range<usize>, y: &mut BlockMut<'_, f32>) {
-    match product.isa.level() {
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx512 | Level::Amx if product.isa.has_avx512_vnni() => run::<Vnni>(product, panels, y),
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx512 | Level::Amx => run::<Avx512>(product, panels, y),
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => run::<Avx2>(product, panels, y),
-        _ => run::<Portable>(product, panels, y),
-    }
-}
-
-fn run<F: Family>(product: &Product<'_>, panels: Range<usize>, y: &mut BlockMut<'_, f32>) {
+pub(crate) fn project<F: Family>(product: &Product<'_>, panels: Range<usize>, y: &mut BlockMut<'_, f32>) {
     let &Product { isa, inputs, x, panels: memory } = product;
-    let (rows, steps) = (y.rows(), inputs.div_ceil(4));
-    let (row_words, panel_words) = (row_words(inputs), panel_words(inputs, F::COLUMNS));
+    let (rows, steps) = (y.rows(), inputs.div_ceil(F::ELEMENTS));
+    let row_words = row_words(inputs, F::ELEMENTS);
+    let panel_words = panel_words(inputs, F::ELEMENTS, F::COLUMNS);
     assert!(F::usable(isa) && F::COLUMNS == crate::projection::columns(isa));
     assert!(x.len() >= rows * row_words && memory.len() >= panels.end * panel_words);
     let block = if rows <= F::ROWS { steps } else { BLOCK_STEPS };

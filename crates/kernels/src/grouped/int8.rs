@@ -1,33 +1,25 @@
-//! Weights in int8, a scale for every 128 of a row, times inputs that are rounded to int8 in the same groups. Sums
-//! within a group are exact integers; the groups' sums, scaled, are added in ascending order in f32.
+//! int8, four to a word. Sums within a group are exact integers.
 //!
 //! Weights are stored with 128 added, as the unsigned operand of the instructions wants it; 128 times the sum of a group's
 //! inputs is subtracted where its sum begins.
 
-use super::{Family, Operands};
-use crate::Isa;
+use super::loops::family;
+use super::{Family, GROUP, Operands, Product, groups};
 #[cfg(target_arch = "x86_64")]
 use crate::Level;
 use crate::math::{LANES, fold};
+use crate::{BlockMut, Isa};
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
+use std::ops::Range;
 
-/// Inputs that share a scale.
-const GROUP: usize = 128;
 /// Words of a group.
-pub(super) const GROUP_STEPS: usize = GROUP / 4;
+const GROUP_STEPS: usize = GROUP / 4;
 /// The largest magnitude of a rounded value.
 const LARGEST: f32 = 127.0;
 
-/// Groups of a row.
-pub(super) fn groups(inputs: usize) -> usize {
-    inputs.div_ceil(GROUP)
-}
-
-/// Words of a row of inputs: its int8, then a scale and a start of the sum per group.
-pub(crate) fn row_words(inputs: usize) -> usize {
-    inputs.div_ceil(4) + 2 * groups(inputs)
-}
+/// Elements of a word.
+pub(crate) const ELEMENTS: usize = 4;
 
 #[inline(always)]
 fn inverse_of(scale: f32) -> f32 {
@@ -127,114 +119,19 @@ pub(crate) fn read(panel: &[u32], columns: usize, column: usize, row: &mut [f32]
     }
 }
 
-/// Defines the inner loops of one instruction set.
-macro_rules! family {
-    (
-        $(#[$meta:meta])* $family:ident, $function:ident, usable $usable:expr, $(features $features:literal,)?
-        vectors of $lanes:literal: $zero:expr, $load:expr, $store:expr, $start:expr, $right:expr, $left:expr, $step:expr,
-        $scaled:expr;
-        $rows:literal rows, side by side ($($most:literal for $few:pat),+);
-        $($shape_rows:literal x $shape_panels:literal),+
-    ) => {
-        $(#[$meta])*
-        pub(super) struct $family;
-
-        $(#[$meta])*
-        impl Family for $family {
-            const ROWS: usize = $rows;
-            const COLUMNS: usize = 2 * $lanes;
-
-            fn usable(isa: Isa) -> bool {
-                $usable(isa)
-            }
-
-            fn side_by_side(rows: usize) -> usize {
-                match rows {
-                    $($few => $most,)+
-                }
-            }
-
-            #[inline(always)]
-            unsafe fn run(rows: usize, panels: usize, operands: &Operands) {
-                match (rows, panels) {
-                    // SAFETY: the caller's contract is that of the family.
-                    $(($shape_rows, $shape_panels) => unsafe { $function::<$shape_rows, $shape_panels>(operands) },)+
-                    _ => unreachable!("no tile of {rows} rows and {panels} panels"),
-                }
-            }
+/// `y[r, n] = Σ_k x[r, k] · weight[n, k]` for the outputs n of a range of panels.
+pub(crate) fn project(product: &Product<'_>, panels: Range<usize>, y: &mut BlockMut<'_, f32>) {
+    match product.isa.level() {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 | Level::Amx if product.isa.has_avx512_vnni() => {
+            super::project::<Vnni>(product, panels, y)
         }
-
-        /// # Safety
-        /// That of [`Family::run`].
-        $(#[$meta])*
-        $(#[target_feature(enable = $features)])?
-        unsafe fn $function<const ROWS: usize, const PANELS: usize>(operands: &Operands) {
-            let &Operands { left, left_stride, first, steps, inputs, right, right_stride, c, c_stride } = operands;
-            // SAFETY: see the caller's contract.
-            unsafe {
-                let at = |row: usize, panel: usize, half: usize| {
-                    c.add(row * c_stride + panel * 2 * $lanes + half * $lanes)
-                };
-                let mut totals = [[[$zero; 2]; PANELS]; ROWS];
-                if first > 0 {
-                    for row in 0..ROWS {
-                        for panel in 0..PANELS {
-                            totals[row][panel] = [$load(at(row, panel, 0)), $load(at(row, panel, 1))];
-                        }
-                    }
-                }
-                let group = first / GROUP_STEPS;
-                let mut a = left.add(first);
-                let mut ends = left.add(inputs.div_ceil(4) + 2 * group);
-                let mut b = right.add((first + group) * 2 * $lanes);
-                let mut rest = steps;
-                while rest > 0 {
-                    let now = rest.min(GROUP_STEPS);
-                    rest -= now;
-                    let mut sums = [[[$start(ends.add(1)); 2]; PANELS]; ROWS];
-                    for row in 0..ROWS {
-                        sums[row] = [[$start(ends.add(row * left_stride + 1)); 2]; PANELS];
-                    }
-                    for _ in 0..now {
-                        let mut vectors = [[$right(b); 2]; PANELS];
-                        for panel in 0..PANELS {
-                            let b = b.add(panel * right_stride);
-                            vectors[panel] = [$right(b), $right(b.add($lanes))];
-                        }
-                        for row in 0..ROWS {
-                            let x = $left(a.add(row * left_stride));
-                            for panel in 0..PANELS {
-                                for half in 0..2 {
-                                    sums[row][panel][half] = $step(sums[row][panel][half], x, vectors[panel][half]);
-                                }
-                            }
-                        }
-                        a = a.wrapping_add(1);
-                        b = b.wrapping_add(2 * $lanes);
-                    }
-                    for panel in 0..PANELS {
-                        let b = b.add(panel * right_stride).cast::<f32>();
-                        let scales = [$load(b), $load(b.add($lanes))];
-                        for row in 0..ROWS {
-                            let scale = *ends.add(row * left_stride).cast::<f32>();
-                            for half in 0..2 {
-                                totals[row][panel][half] =
-                                    $scaled(totals[row][panel][half], sums[row][panel][half], scale, scales[half]);
-                            }
-                        }
-                    }
-                    ends = ends.wrapping_add(2);
-                    b = b.wrapping_add(2 * $lanes);
-                }
-                for row in 0..ROWS {
-                    for panel in 0..PANELS {
-                        $store(at(row, panel, 0), totals[row][panel][0]);
-                        $store(at(row, panel, 1), totals[row][panel][1]);
-                    }
-                }
-            }
-        }
-    };
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 | Level::Amx => super::project::<Avx512>(product, panels, y),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => super::project::<Avx2>(product, panels, y),
+        _ => super::project::<Portable>(product, panels, y),
+    }
 }
 
 type Four = [f32; 4];
@@ -242,6 +139,7 @@ type Four = [f32; 4];
 family! {
     #[allow(clippy::needless_range_loop, reason = "the indices are those of registers")]
     Portable, portable, usable |_: Isa| true,
+    4 elements a word,
     vectors of 4: [0.0f32; 4],
         |from: *const f32| from.cast::<Four>().read_unaligned(),
         |to: *mut f32, four: Four| to.cast::<Four>().write_unaligned(four),
@@ -264,6 +162,7 @@ family! {
     #[cfg(target_arch = "x86_64")]
     #[allow(clippy::needless_range_loop, reason = "the indices are those of registers")]
     Avx2, avx2, usable |isa: Isa| isa.level() >= Level::Avx2, features "avx2,fma",
+    4 elements a word,
     vectors of 8: _mm256_setzero_ps(), _mm256_loadu_ps, _mm256_storeu_ps,
         |from: *const u32| _mm256_set1_epi32(from.read() as i32),
         |from: *const u32| {
@@ -289,6 +188,7 @@ family! {
     #[cfg(target_arch = "x86_64")]
     #[allow(clippy::needless_range_loop, reason = "the indices are those of registers")]
     Avx512, avx512, usable |isa: Isa| isa.level() >= Level::Avx512, features "avx512f,avx512bw",
+    4 elements a word,
     vectors of 16: _mm512_setzero_ps(), _mm512_loadu_ps, _mm512_storeu_ps,
         |from: *const u32| _mm512_set1_epi32(from.read() as i32),
         |from: *const u32| {
@@ -314,6 +214,7 @@ family! {
     #[cfg(target_arch = "x86_64")]
     #[allow(clippy::needless_range_loop, reason = "the indices are those of registers")]
     Vnni, vnni, usable Isa::has_avx512_vnni, features "avx512f,avx512vnni",
+    4 elements a word,
     vectors of 16: _mm512_setzero_ps(), _mm512_loadu_ps, _mm512_storeu_ps,
         |from: *const u32| _mm512_set1_epi32(from.read() as i32),
         |from: *const u32| _mm512_loadu_si512(from.cast()),
@@ -334,7 +235,7 @@ mod tests {
     /// The bytes, scales and sums of a row, on every instruction set.
     fn prepared(row: &[f32]) -> Vec<(Vec<i8>, Vec<f32>, Vec<i32>)> {
         let of = |isa: Isa| {
-            let mut words = vec![u32::MAX; row_words(row.len())];
+            let mut words = vec![u32::MAX; super::super::row_words(row.len(), ELEMENTS)];
             prepare(isa, row.len(), row, &mut words);
             let (bytes, ends) = words.split_at(row.len().div_ceil(4));
             let bytes = bytes.iter().flat_map(|word| word.to_le_bytes()).map(|byte| byte as i8).collect();
