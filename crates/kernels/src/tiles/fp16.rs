@@ -12,6 +12,7 @@ use std::arch::x86_64::*;
 use super::tile::{Block, PANEL_STEP_BYTES, TILE_BYTES, TILE_DEPTH, TILE_ROW_BYTES, TILE_ROWS, TileUnit};
 use super::vector_avx512::Avx512Vectors;
 use crate::isa::Isa;
+use crate::prefetch;
 
 /// `vfmadd231ph`: 32 products of fp16 added to as many sums.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -38,6 +39,8 @@ const GROUP_BYTES: usize = HEADER_BYTES + STEPS * PANEL_STEP_BYTES;
 const PAIRS: usize = TILE_DEPTH / 2;
 /// Scaled values are less than 2^(`TOP` + 1), so that a sum is at most 128 · 2^8, half of what fp16 holds.
 const TOP: u32 = 3;
+/// Pairs between what is multiplied and what is fetched.
+const AHEAD: usize = 5;
 /// Selects the second of each pair.
 const SECOND: u32 = 0xaaaa_aaaa;
 
@@ -170,6 +173,13 @@ unsafe fn part<const FIRST: usize, const ROWS: usize>(block: &Block) {
         let (mut a, mut b) = (block.a[0].add(HEADER_BYTES), block.b.add(HEADER_BYTES));
         for _ in 0..block.k_tiles {
             for pair in 0..PAIRS {
+                if FIRST == 0 {
+                    // The first part finds B in the L2 cache.
+                    let next = pair + AHEAD;
+                    let next = b.wrapping_add(next / PAIRS * PANEL_STEP_BYTES + next % PAIRS * TILE_ROW_BYTES);
+                    prefetch::read(next);
+                    prefetch::read(next.wrapping_add(TILE_BYTES));
+                }
                 let right =
                     [load(b.add(pair * TILE_ROW_BYTES)), load(b.add(TILE_BYTES + pair * TILE_ROW_BYTES))];
                 for (row, sums) in sums.iter_mut().enumerate() {
