@@ -26,19 +26,25 @@ impl CacheFormat {
     pub fn elements(self) -> usize {
         if self == CacheFormat::F32 { 1 } else { 2 }
     }
+
+    /// Words that hold so many elements.
+    fn words(self, elements: usize) -> usize {
+        elements.div_ceil(self.elements())
+    }
 }
 
-/// The keys and values of one layer, head by head, in words that hold an f32, or two bf16 that are neighbours in depth. Keys
-/// lie in panels of as many positions as a tile has columns: per panel and word of dimensions those of its positions.
-/// Values lie position by position (or pair by pair), filled up with zeros to whole panels of dimensions.
+/// The keys and values of one layer in words that hold an f32, or two bf16 that are neighbours in depth. Keys lie in panels of as
+/// many positions as a tile has columns: per panel, head and word of dimensions those of its positions. Values lie position by
+/// position (or pair by pair), head after head, each filled up with zeros to whole panels of dimensions. So both grow at
+/// their end.
 #[derive(Clone, Debug)]
 pub struct KeyValueCache {
     isa: Isa,
     heads: Heads,
     format: CacheFormat,
     length: usize,
-    keys: Vec<Lines>,
-    values: Vec<Lines>,
+    keys: Lines,
+    values: Lines,
 }
 
 /// Words of keys that are rounded at one time.
@@ -50,8 +56,7 @@ const FIRST_POSITIONS: usize = 64;
 impl KeyValueCache {
     /// A cache without positions, for the tiles of `isa`.
     pub fn new(isa: Isa, heads: Heads, format: CacheFormat) -> KeyValueCache {
-        let empty = vec![Lines::new(); heads.key_value_heads];
-        KeyValueCache { isa, heads, format, length: 0, keys: empty.clone(), values: empty }
+        KeyValueCache { isa, heads, format, length: 0, keys: Lines::new(), values: Lines::new() }
     }
 
     /// Number of positions.
@@ -66,7 +71,7 @@ impl KeyValueCache {
 
     /// Memory held for keys and values in bytes, some of it for positions to come.
     pub fn bytes(&self) -> usize {
-        self.keys.iter().chain(&self.values).map(Lines::bytes).sum()
+        self.keys.bytes() + self.values.bytes()
     }
 
     /// Forgets the positions from `length` on.
@@ -87,8 +92,7 @@ impl KeyValueCache {
     pub fn prefix(&self, length: usize) -> KeyValueCache {
         let length = length.min(self.length);
         let (keys, values) = self.words(length);
-        let copy = |heads: &[Lines], length| heads.iter().map(|head| head.prefix(length)).collect();
-        let (keys, values) = (copy(&self.keys, keys), copy(&self.values, values));
+        let (keys, values) = (self.keys.prefix(keys), self.values.prefix(values));
         let mut cut =
             KeyValueCache { isa: self.isa, heads: self.heads, format: self.format, length, keys, values };
         cut.clear_half();
@@ -105,36 +109,36 @@ impl KeyValueCache {
         assert!(keys.len() == elements && values.len() == elements, "cache: not {elements} keys and values");
         let position = self.length;
         self.length += 1;
-        // Else looking at every head costs a small model as much as the rest of this.
-        if position.is_multiple_of(self.format.elements()) {
-            self.fit();
-        }
-        let start = position / width * self.key_words() * width + position % width;
-        let row = position / self.format.elements() * padded;
-        let heads = self.keys.iter_mut().zip(&mut self.values);
+        self.fit();
+        let start = position / width * self.panel_words() + position % width;
+        let row = position / self.format.elements() * self.row_words();
+        // Heads that leave no gap are written as one.
+        let keys_at_once = if d.is_multiple_of(self.format.elements()) { elements } else { d };
+        let values_at_once = if padded == d { elements } else { d };
+        let to_keys = self.keys.words_mut()[start..].chunks_mut(self.format.words(keys_at_once) * width);
+        let to_values = self.values.words_mut()[row..].chunks_mut(values_at_once.next_multiple_of(width));
         let (high, format) = (position % 2 == 1, self.format);
-        for ((to_keys, to_values), (keys, values)) in
-            heads.zip(keys.chunks_exact(d).zip(values.chunks_exact(d)))
-        {
-            let mut to_keys = to_keys.words_mut()[start..].iter_mut().step_by(width);
-            let to_values = &mut to_values.words_mut()[row..][..d];
+        for (keys, to) in keys.chunks_exact(keys_at_once).zip(to_keys) {
+            let mut to = to.iter_mut().step_by(width);
             match format {
-                CacheFormat::F32 => {
-                    to_keys.zip(keys).for_each(|(to, key)| *to = key.to_bits());
-                    to_values.iter_mut().zip(values).for_each(|(to, value)| *to = value.to_bits());
-                }
+                CacheFormat::F32 => to.zip(keys).for_each(|(to, key)| *to = key.to_bits()),
+                // Rounded side by side first: they lie apart where they go.
                 CacheFormat::Bf16 => {
-                    // Rounded side by side first: they lie apart where they go.
                     for keys in keys.chunks(2 * ROUNDED) {
                         let mut words = [0; ROUNDED];
                         bfloat16::set_pairs(self.isa, keys, &mut words);
-                        to_keys
-                            .by_ref()
-                            .zip(&words[..keys.len().div_ceil(2)])
+                        to.by_ref()
+                            .zip(&words[..format.words(keys.len())])
                             .for_each(|(to, word)| *to = *word);
                     }
-                    bfloat16::set_halves(self.isa, values, high, to_values);
                 }
+            }
+        }
+        for (values, to) in values.chunks_exact(values_at_once).zip(to_values) {
+            let to = &mut to[..values_at_once];
+            match format {
+                CacheFormat::F32 => to.iter_mut().zip(values).for_each(|(to, value)| *to = value.to_bits()),
+                CacheFormat::Bf16 => bfloat16::set_halves(self.isa, values, high, to),
             }
         }
     }
@@ -142,35 +146,42 @@ impl KeyValueCache {
     /// The half of the last word of values that no position has yet is zero, so that it can be multiplied.
     fn clear_half(&mut self) {
         if self.format == CacheFormat::Bf16 && self.length % 2 == 1 {
-            let row = self.length / 2 * self.padded_dimension();
-            self.values
-                .iter_mut()
-                .for_each(|head| head.words_mut()[row..].iter_mut().for_each(|word| *word &= 0xffff));
+            let row = self.length / 2 * self.row_words();
+            self.values.words_mut()[row..].iter_mut().for_each(|word| *word &= 0xffff);
         }
     }
 
     /// Makes the memory as long as the positions need.
     fn fit(&mut self) {
-        if self.length > 0 && self.keys.iter().any(|head| head.bytes() == 0) {
+        if self.length > 0 && self.keys.bytes() == 0 {
             // Growing bit by bit from nothing costs a short answer more than its attention.
             let (keys, values) = self.words(FIRST_POSITIONS);
-            self.keys.iter_mut().for_each(|head| head.reserve(keys));
-            self.values.iter_mut().for_each(|head| head.reserve(values));
+            self.keys.reserve(keys);
+            self.values.reserve(values);
         }
         let (keys, values) = self.words(self.length);
-        self.keys.iter_mut().for_each(|head| head.resize(keys));
-        self.values.iter_mut().for_each(|head| head.resize(values));
+        self.keys.resize(keys);
+        self.values.resize(values);
     }
 
-    /// Words of a head's keys and of its values for `length` positions.
+    /// Words of keys and of values for `length` positions.
     fn words(&self, length: usize) -> (usize, usize) {
-        let values = length.div_ceil(self.format.elements()) * self.padded_dimension();
-        (length.next_multiple_of(self.columns()) * self.key_words(), values)
+        (length.div_ceil(self.columns()) * self.panel_words(), self.format.words(length) * self.row_words())
     }
 
-    /// Words of a position's keys of one head.
-    fn key_words(&self) -> usize {
-        self.heads.dimension.div_ceil(self.format.elements())
+    /// Words of a panel of keys, of all heads.
+    fn panel_words(&self) -> usize {
+        self.heads.key_value_heads * self.head_words()
+    }
+
+    /// Words of a panel of the keys of one head.
+    fn head_words(&self) -> usize {
+        self.format.words(self.heads.dimension) * self.columns()
+    }
+
+    /// Words of the values of a position, or of a pair of them, of all heads.
+    fn row_words(&self) -> usize {
+        self.heads.key_value_heads * self.padded_dimension()
     }
 
     pub(crate) fn isa(&self) -> Isa {
@@ -197,14 +208,16 @@ impl KeyValueCache {
 
     /// The keys of one head from panel `panel` on.
     pub(crate) fn keys(&self, head: usize, panel: usize) -> Panels<'_> {
-        let stride = self.key_words() * self.columns();
-        Panels { data: &self.keys[head].words()[panel * stride..], stride, depth_stride: self.columns() }
+        let stride = self.panel_words();
+        let data = &self.keys.words()[panel * stride + head * self.head_words()..];
+        Panels { data, stride, depth_stride: self.columns() }
     }
 
     /// The values of one head from `position` on, the first of a word.
     pub(crate) fn values(&self, head: usize, position: usize) -> Panels<'_> {
-        let depth_stride = self.padded_dimension();
-        let data = &self.values[head].words()[position / self.format.elements() * depth_stride..];
+        let depth_stride = self.row_words();
+        let row = position / self.format.elements() * depth_stride;
+        let data = &self.values.words()[row + head * self.padded_dimension()..];
         Panels { data, stride: self.columns(), depth_stride }
     }
 }

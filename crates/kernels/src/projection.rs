@@ -115,7 +115,7 @@ impl PackedWeight {
             }
             Layout::Bf16 => bfloat16::read(panel, columns, column, row),
             #[cfg(target_arch = "x86_64")]
-            Layout::Fp16 => fp16::read(panel, columns, column, row),
+            Layout::Fp16 => fp16::read(self.isa, panel, columns, column, row),
             Layout::Int8 => int8::read(panel, columns, column, row),
         }
     }

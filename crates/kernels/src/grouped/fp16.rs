@@ -5,7 +5,6 @@
 use super::loops::family;
 use super::{Family, GROUP, Operands};
 use crate::Isa;
-use half::f16;
 use std::arch::x86_64::*;
 
 /// Elements of a word.
@@ -103,13 +102,31 @@ pub(crate) fn fill(isa: Isa, rows: &[f32], inputs: usize, columns: usize, panel:
 }
 
 /// Reads a column of a panel.
-pub(crate) fn read(panel: &[u32], columns: usize, column: usize, row: &mut [f32]) {
-    for (group, words) in row.chunks_mut(GROUP).zip(panel.chunks((STEPS + 1) * columns)) {
-        let scale = f32::from_bits(words[group.len().div_ceil(ELEMENTS) * columns + column]);
-        for (k, to) in group.iter_mut().enumerate() {
-            let bits = words[k / ELEMENTS * columns + column] >> (16 * (k % ELEMENTS));
-            *to = scale * f16::from_bits(bits as u16).to_f32();
+///
+/// # Panics
+/// Where the CPU lacks the instructions.
+pub(crate) fn read(isa: Isa, panel: &[u32], columns: usize, column: usize, row: &mut [f32]) {
+    #[target_feature(enable = "avx512f")]
+    fn widen(words: &[u32; STEPS], scale: f32) -> [f32; GROUP] {
+        let mut values = [0.0; GROUP];
+        for at in (0..GROUP).step_by(16) {
+            // SAFETY: sixteen elements within both arrays.
+            unsafe {
+                let narrow = _mm256_loadu_si256(words.as_ptr().add(at / ELEMENTS).cast());
+                let wide = _mm512_mul_ps(_mm512_cvtph_ps(narrow), _mm512_set1_ps(scale));
+                _mm512_storeu_ps(values.as_mut_ptr().add(at), wide);
+            }
         }
+        values
+    }
+    assert!(Fp16::usable(isa));
+    for (group, panel) in row.chunks_mut(GROUP).zip(panel.chunks((STEPS + 1) * columns)) {
+        let steps = group.len().div_ceil(ELEMENTS);
+        let mut words = [0; STEPS];
+        words.iter_mut().zip(panel.chunks_exact(columns)).for_each(|(word, row)| *word = row[column]);
+        let scale = f32::from_bits(panel[steps * columns + column]);
+        // SAFETY: checked above.
+        group.copy_from_slice(&unsafe { widen(&words, scale) }[..group.len()]);
     }
 }
 
@@ -152,7 +169,7 @@ mod tests {
             let mut panel = vec![u32::MAX; super::super::panel_words(inputs, ELEMENTS, 2)];
             fill(isa, &row, inputs, 2, &mut panel);
             let mut held = vec![f32::NAN; inputs];
-            read(&panel, 2, 0, &mut held);
+            read(isa, &panel, 2, 0, &mut held);
             for (group, held) in row.chunks(GROUP).zip(held.chunks(GROUP)) {
                 let largest = group.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
                 for (value, held) in group.iter().zip(held) {
@@ -160,7 +177,7 @@ mod tests {
                     assert!((value - held).abs() <= allowed, "{inputs}: {value} became {held}");
                 }
             }
-            read(&panel, 2, 1, &mut held);
+            read(isa, &panel, 2, 1, &mut held);
             assert!(held.iter().all(|value| *value == 0.0), "{inputs}: a row that is missing");
         }
     }

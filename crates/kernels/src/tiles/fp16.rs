@@ -176,7 +176,8 @@ unsafe fn part<const FIRST: usize, const ROWS: usize>(block: &Block) {
                 if FIRST == 0 {
                     // The first part finds B in the L2 cache.
                     let next = pair + AHEAD;
-                    let next = b.wrapping_add(next / PAIRS * PANEL_STEP_BYTES + next % PAIRS * TILE_ROW_BYTES);
+                    let next =
+                        b.wrapping_add(next / PAIRS * PANEL_STEP_BYTES + next % PAIRS * TILE_ROW_BYTES);
                     prefetch::read(next);
                     prefetch::read(next.wrapping_add(TILE_BYTES));
                 }
