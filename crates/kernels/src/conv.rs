@@ -138,10 +138,10 @@ per_isa! {
             ask_for(&inputs.x, next.min(tokens)..tokens.min(next + TOKENS));
             let tokens = start..tokens.min(next);
             for c in (0..whole).step_by(LANES) {
-                forward_lanes::<LANES, E>(inputs, tokens.clone(), c, y);
+                forward_lanes::<LANES, E>(inputs, tokens.clone(), c, y, sigmoid);
             }
             for c in whole..channels {
-                forward_lanes::<1, E>(inputs, tokens.clone(), c, y);
+                forward_lanes::<1, E>(inputs, tokens.clone(), c, y, sigmoid);
             }
         }
     }
@@ -153,6 +153,7 @@ fn forward_lanes<const L: usize, E: Element>(
     tokens: Range<usize>,
     c: usize,
     y: &mut BlockMut<'_, E>,
+    sigmoid: impl Fn(f32) -> f32,
 ) {
     for t in tokens {
         let u = inputs.sums::<L>(t, inputs.seen(t), c);
@@ -217,10 +218,10 @@ per_isa! {
             ask_for(d_y, before);
             let tokens = start..tokens.min(start + TOKENS);
             for c in (0..whole).step_by(LANES) {
-                backward_lanes::<LANES, E>(inputs, d_y, tokens.clone(), c, to);
+                backward_lanes::<LANES, E>(inputs, d_y, tokens.clone(), c, to, sigmoid);
             }
             for c in whole..channels {
-                backward_lanes::<1, E>(inputs, d_y, tokens.clone(), c, to);
+                backward_lanes::<1, E>(inputs, d_y, tokens.clone(), c, to, sigmoid);
             }
         }
     }
@@ -233,6 +234,7 @@ fn backward_lanes<const L: usize, E: Element>(
     tokens: Range<usize>,
     c: usize,
     to: &mut Gradients<'_, '_, E>,
+    sigmoid: impl Fn(f32) -> f32,
 ) {
     let channels = inputs.channels();
     let taps = inputs.lags.len() / channels;

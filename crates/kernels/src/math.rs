@@ -4,47 +4,74 @@
 /// over.
 pub(crate) const LANES: usize = 32;
 
-/// `e^x` in f32, relative error below 2e-7; 0 below -87.3, saturating above 88. NaN stays NaN.
-/// Range reduction by ln 2 in two parts, then a degree-6 polynomial (Cephes `expf`).
+/// `a · b + c`, rounded once if `FUSED`.
 #[inline(always)]
-pub fn exp(x: f32) -> f32 {
+fn multiply_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FUSED { a.mul_add(b, c) } else { a * b + c }
+}
+
+#[inline(always)]
+fn exp_by<const FUSED: bool>(x: f32) -> f32 {
     // Adding 1.5·2^23 rounds to an integer in the low mantissa bits.
     const ROUND: f32 = 12_582_912.0;
     let clamped = if x > 88.0 { 88.0 } else { x };
     let clamped = if clamped < -87.3 { -87.3 } else { clamped };
-    let n = clamped * std::f32::consts::LOG2_E + ROUND;
+    let n = multiply_add::<FUSED>(clamped, std::f32::consts::LOG2_E, ROUND);
     let whole = n - ROUND;
-    let r = clamped - whole * 0.693_359_4 + whole * 2.121_944_4e-4;
+    let r = multiply_add::<FUSED>(whole, -0.693_359_4, clamped);
+    let r = multiply_add::<FUSED>(whole, 2.121_944_4e-4, r);
     let mut p = 1.987_569_1e-4;
-    p = p * r + 1.398_199_9e-3;
-    p = p * r + 8.333_452e-3;
-    p = p * r + 4.166_579_6e-2;
-    p = p * r + 1.666_666_5e-1;
-    p = p * r + 5e-1;
-    p = p * (r * r) + r + 1.0;
+    for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5e-1] {
+        p = multiply_add::<FUSED>(p, r, coefficient);
+    }
+    p = multiply_add::<FUSED>(p, r * r, r) + 1.0;
     let scale = f32::from_bits(n.to_bits().wrapping_shl(23).wrapping_add(127 << 23));
     if x < -87.3 { 0.0 } else { p * scale }
 }
 
-/// The logistic function `1 / (1 + e^-x)`.
 #[inline(always)]
-pub fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + exp(-x))
-}
-
-/// `ln(1 + e^x)`, relative error below 5e-7 down to -87.3 and 0 below; NaN stays NaN.
-/// With `z = e^-|x|` it is `max(x, 0) + ln(1 + z)`, and `ln(1 + z) = 2·artanh(z / (2 + z))`, whose series needs eight terms
-/// where its argument is at most a third.
-#[inline(always)]
-pub fn softplus(x: f32) -> f32 {
-    let z = exp(if x > 0.0 { -x } else { x });
+fn softplus_by<const FUSED: bool>(x: f32) -> f32 {
+    let z = exp_by::<FUSED>(if x > 0.0 { -x } else { x });
     let s = z / (2.0 + z);
     let square = s * s;
     let mut p = 1.0 / 15.0;
     for odd in [13.0, 11.0, 9.0, 7.0, 5.0, 3.0, 1.0] {
-        p = p * square + 1.0 / odd;
+        p = multiply_add::<FUSED>(p, square, 1.0 / odd);
     }
     2.0 * s * p + if x > 0.0 { x } else { 0.0 }
+}
+
+macro_rules! functions {
+    ($fused:literal) => {
+        /// `e^x` in f32, relative error below 2e-7; 0 below -87.3, saturating above 88. NaN stays NaN.
+        /// Range reduction by ln 2 in two parts, then a degree-6 polynomial (Cephes `expf`).
+        #[inline(always)]
+        pub fn exp(x: f32) -> f32 {
+            $crate::math::exp_by::<$fused>(x)
+        }
+
+        /// The logistic function `1 / (1 + e^-x)`.
+        #[inline(always)]
+        pub fn sigmoid(x: f32) -> f32 {
+            1.0 / (1.0 + exp(-x))
+        }
+
+        /// `ln(1 + e^x)`, relative error below 5e-7 down to -87.3 and 0 below; NaN stays NaN.
+        /// With `z = e^-|x|` it is `max(x, 0) + ln(1 + z)`, and `ln(1 + z) = 2·artanh(z / (2 + z))`, whose series needs eight
+        /// terms where its argument is at most a third.
+        #[inline(always)]
+        pub fn softplus(x: f32) -> f32 {
+            $crate::math::softplus_by::<$fused>(x)
+        }
+    };
+}
+
+functions!(false);
+
+/// The same by fused multiply-adds, which the compiler does not make of a product and a sum. [`per_isa`] puts them in place
+/// where the instruction set has them; elsewhere each would be a call.
+pub(crate) mod fused {
+    functions!(true);
 }
 
 /// Sum of `term(a[i])`, in a fixed order that vectorises: whole blocks of the slices, no index that could be out of bounds.
@@ -143,6 +170,11 @@ mod tests {
 
     #[test]
     fn exp_is_accurate_over_its_whole_range() {
+        exp_is_accurate(exp);
+        exp_is_accurate(fused::exp);
+    }
+
+    fn exp_is_accurate(exp: impl Fn(f32) -> f32) {
         for i in -870..=880 {
             for j in 0..100 {
                 let x = i as f32 / 10.0 + j as f32 * 1.0e-3;
@@ -161,6 +193,11 @@ mod tests {
 
     #[test]
     fn softplus_is_accurate_over_its_whole_range() {
+        softplus_is_accurate(softplus);
+        softplus_is_accurate(fused::softplus);
+    }
+
+    fn softplus_is_accurate(softplus: impl Fn(f32) -> f32) {
         for i in -87_300..=100_000 {
             let x = i as f32 / 1000.0;
             let expected = (x as f64).exp().ln_1p();

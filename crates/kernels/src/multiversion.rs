@@ -2,7 +2,8 @@
 
 /// Defines a function whose body is compiled for every instruction set and chosen by its first argument, an
 /// [`Isa`](crate::Isa). The compiler vectorises each copy with the registers of that set; everything the body
-/// calls must be `#[inline(always)]` to take part.
+/// calls must be `#[inline(always)]` to take part. Where there are fused multiply-adds, `exp`, `sigmoid` and `softplus` in the
+/// body itself are those of [`crate::math::fused`].
 macro_rules! per_isa {
     (
         $(#[$meta:meta])*
@@ -14,18 +15,26 @@ macro_rules! per_isa {
         #[allow(clippy::too_many_arguments, reason = "kernels take slices and their shape")]
         $vis fn $name $(<$($generic: $bound),*>)? (isa: $crate::Isa, $($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
-            fn body $(<$($generic: $bound),*>)? ($($arg: $ty),*) $(-> $ret)? $body
+            fn portable $(<$($generic: $bound),*>)? ($($arg: $ty),*) $(-> $ret)? $body
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
-            fn avx2 $(<$($generic: $bound),*>)? ($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+            fn avx2 $(<$($generic: $bound),*>)? ($($arg: $ty),*) $(-> $ret)? {
+                #[allow(unused_imports, reason = "not every body has an exponential")]
+                use $crate::math::fused::*;
+                $body
+            }
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-            fn avx512 $(<$($generic: $bound),*>)? ($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+            fn avx512 $(<$($generic: $bound),*>)? ($($arg: $ty),*) $(-> $ret)? {
+                #[allow(unused_imports, reason = "not every body has an exponential")]
+                use $crate::math::fused::*;
+                $body
+            }
 
             match isa.level() {
-                $crate::Level::Portable => body($($arg),*),
+                $crate::Level::Portable => portable($($arg),*),
                 // SAFETY: an `Isa` of this level exists only where the CPU has these features.
                 #[cfg(target_arch = "x86_64")]
                 $crate::Level::Avx2 => unsafe { avx2($($arg),*) },
@@ -33,7 +42,7 @@ macro_rules! per_isa {
                 #[cfg(target_arch = "x86_64")]
                 $crate::Level::Avx512 | $crate::Level::Amx => unsafe { avx512($($arg),*) },
                 #[cfg(not(target_arch = "x86_64"))]
-                _ => body($($arg),*),
+                _ => portable($($arg),*),
             }
         }
     };
