@@ -207,7 +207,7 @@ impl Isa {
     }
 
     /// Whether sums of products of bf16 are begun in fp16: where AVX-512 has its arithmetic, and neither AMX nor fast dot
-    /// products of bf16 are there. Up to 128 products then add up with fp16's 11 bits, and their sums in f32.
+    /// products of bf16 are there. Up to 64 products (128 in decoding) then add up with fp16's 11 bits, and their sums in f32.
     pub fn sums_in_fp16(self) -> bool {
         self.has_avx512_fp16() && self.amx().is_none() && !self.prefers_bf16_dot()
     }

@@ -38,8 +38,7 @@ thread_local! {
 /// Two bf16 operands are multiplied by AMX tiles or AVX-512's dot products where there are such. Otherwise operands of
 /// either element type are widened to f32 while they are packed, sums are f32. Panels live in a
 /// buffer that each thread keeps, so a repeated call allocates nothing. The order of additions depends on k
-/// alone, so a row of C is the same bit for bit whatever other rows are computed with it; with bf16 operands and
-/// [`Isa::sums_in_fp16`], only as long as no element is smaller than 2⁻¹⁸ of the largest of 32 rows.
+/// alone, so a row of C is the same bit for bit whatever other rows are computed with it.
 ///
 /// # Panics
 /// Where the shapes do not fit together.

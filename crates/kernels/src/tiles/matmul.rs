@@ -77,7 +77,7 @@ use sealed::Output;
 /// with `c_row_stride` elements from row to row. Elements of `c` between the rows are not touched.
 ///
 /// Products are summed in fp32 (on AMX and in dot products subnormal operands and sums count as zero; where
-/// [`crate::Isa::sums_in_fp16`] says so, up to 128 of them are summed in fp16 before) and a bf16 C is rounded once, to
+/// [`crate::Isa::sums_in_fp16`] says so, up to 64 of them are summed in fp16 before) and a bf16 C is rounded once, to
 /// nearest even. For given operands the result is the same bit for bit each time.
 ///
 /// # Panics

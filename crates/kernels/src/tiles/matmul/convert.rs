@@ -12,7 +12,7 @@ use crate::tiles::tile::{PANEL_STEP_BYTES, TILE_DEPTH, TileUnit};
 use crate::tiles::vector::VectorUnit;
 
 /// Most steps of a group.
-const MOST_STEPS: usize = 4;
+const MOST_STEPS: usize = 2;
 
 /// Steps of a panel before they are converted.
 #[repr(align(64))]
