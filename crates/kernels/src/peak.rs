@@ -37,7 +37,7 @@ pub fn peak_flops_bf16(isa: Isa, seconds: f64) -> f64 {
     if isa.prefers_bf16_dot() {
         // SAFETY: the instruction set has bf16 dot products.
         return rate(seconds, || unsafe { x86::avx512_bf16_round(ROUNDS) });
-    } else if isa.has_avx512_fp16() {
+    } else if isa.sums_in_fp16() {
         // SAFETY: the instruction set has arithmetic of fp16.
         return rate(seconds, || unsafe { x86::avx512_fp16_round(ROUNDS) });
     }

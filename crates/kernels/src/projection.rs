@@ -421,7 +421,7 @@ mod tests {
                         let products = x_rounded[r].iter().zip(&expected_row);
                         let expected = products.map(|(a, b)| a * b).sum();
                         // Up to 801 products of magnitude one, added one after the other in f32.
-                        let tolerance = if in_fp16 { sum_error(isa, inputs) } else { 1e-4 };
+                        let tolerance = if in_fp16 { sum_error(isa, inputs, 64) } else { 1e-4 };
                         let what = format!("{isa:?} {format:?} {rows}x{inputs}x{outputs} at {r},{n}");
                         assert_close(y[r * outputs + n] as f64, expected, tolerance, 1e-5, &what);
                     }

@@ -70,14 +70,15 @@ pub(crate) fn numeric_gradient(x: &[f64], weights: &[f32], f: impl Fn(&[f64]) ->
         .collect()
 }
 
-/// How much a sum of `k` products of bf16 in -1..1 may err where every addition rounds.
-pub(crate) fn sum_error(isa: Isa, k: usize) -> f64 {
+/// How much a sum of `k` products of bf16 in -1..1 may err where every addition rounds, `chain` of them in fp16 one after the
+/// other where such sums begin in it.
+pub(crate) fn sum_error(isa: Isa, k: usize, chain: usize) -> f64 {
     if !isa.sums_in_fp16() {
         return 1e-4;
     }
     // Of n random products of variance 1/9, partial sums grow as sqrt(i)/3, and rounding them to 11 bits errs by some
-    // 0.42 · 2^-11 of each: 2^-11 · 0.1 · n of n added one after the other. Up to 64 are, in 2·k/128 independent
+    // 0.42 · 2^-11 of each: 2^-11 · 0.1 · n of n added one after the other. Up to `chain` are, in k/chain independent
     // chains; six deviations of all of them, and a last bit.
-    let chains = (k as f64 / 64.0).max(1.0);
-    2f64.powi(-11) * (0.6 * (k as f64).min(64.0) * chains.sqrt() + 1.0)
+    let chains = (k as f64 / chain as f64).max(1.0);
+    2f64.powi(-11) * (0.6 * k.min(chain) as f64 * chains.sqrt() + 1.0)
 }

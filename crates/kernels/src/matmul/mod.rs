@@ -35,8 +35,8 @@ thread_local! {
 
 /// `C = A·B` or `C += A·B`, with `A` of shape (m, k), `B` (k, n) and `C` (m, n), on the calling thread.
 ///
-/// Two bf16 operands are multiplied by AMX tiles or AVX-512's dot products where there are such. Otherwise operands of
-/// either element type are widened to f32 while they are packed, sums are f32. Panels live in a
+/// Two bf16 operands are multiplied by the unit of [`Isa::bf16_unit`] where there is one. Otherwise operands of either
+/// element type are widened to f32 while they are packed, sums are f32. Panels live in a
 /// buffer that each thread keeps, so a repeated call allocates nothing. The order of additions depends on k
 /// alone, so a row of C is the same bit for bit whatever other rows are computed with it.
 ///
@@ -258,9 +258,9 @@ mod tests {
     fn matmul_of_bf16_equals_the_float64_product_up_to_the_rounding_of_its_output() {
         let mut random = Random::new(2);
         for (m, n, k) in [(1, 1, 1), (7, 17, 33), (33, 31, 400), (13, 16, 5)] {
-            check::<bf16, bf16, f32>(&mut random, m, n, k, |isa| sum_error(isa, k));
+            check::<bf16, bf16, f32>(&mut random, m, n, k, |isa| sum_error(isa, k, 32));
             // One rounding to 8 bits of mantissa: relative 2^-9, doubled for the cancelling accumulate.
-            check::<bf16, bf16, bf16>(&mut random, m, n, k, |isa| sum_error(isa, k) + 4e-3 * 4.0);
+            check::<bf16, bf16, bf16>(&mut random, m, n, k, |isa| sum_error(isa, k, 32) + 4e-3 * 4.0);
             check::<bf16, f32, f32>(&mut random, m, n, k, |_| 1e-4);
             check::<f32, bf16, f32>(&mut random, m, n, k, |_| 1e-4);
         }
