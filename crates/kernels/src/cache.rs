@@ -3,6 +3,8 @@
 use crate::Isa;
 use crate::attention::Heads;
 use crate::buffer::Lines;
+#[cfg(target_arch = "x86_64")]
+use crate::grouped::{self, fp16};
 use crate::projection::{WeightFormat, columns};
 use crate::tile::{Panels, bfloat16};
 
@@ -12,7 +14,8 @@ pub enum CacheFormat {
     /// f32: the reference.
     F32,
     /// bf16: half the bytes. Where dot products of bf16 are used ([`Isa::prefers_bf16_dot`](crate::Isa::prefers_bf16_dot)), queries and the
-    /// weights of attention are rounded too.
+    /// weights of attention are rounded too. Where [`Isa::attends_in_fp16`](crate::Isa::attends_in_fp16) says so, all of these are fp16 instead, with a
+    /// scale for each position and head.
     Bf16,
 }
 
@@ -33,10 +36,23 @@ impl CacheFormat {
     }
 }
 
-/// The keys and values of one layer in words that hold an f32, or two bf16 that are neighbours in depth. Keys lie in panels of as
+/// How keys and values lie in memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Layout {
+    F32,
+    Bf16,
+    /// Panels as [`crate::grouped`] multiplies them.
+    #[cfg(target_arch = "x86_64")]
+    Fp16,
+}
+
+/// The keys and values of one layer in words that hold an f32, or two bf16 or fp16 that are neighbours in depth. Keys lie in panels of as
 /// many positions as a tile has columns: per panel, head and word of dimensions those of its positions. Values lie position by
 /// position (or pair by pair), head after head, each filled up with zeros to whole panels of dimensions. So both grow at
 /// their end.
+///
+/// In fp16 every head of a panel of keys begins with the scales of its keys and ends with those of its values. The words are
+/// finite, so that zero times what nobody sees is zero.
 #[derive(Clone, Debug)]
 pub struct KeyValueCache {
     isa: Isa,
@@ -110,6 +126,10 @@ impl KeyValueCache {
         let position = self.length;
         self.length += 1;
         self.fit();
+        #[cfg(target_arch = "x86_64")]
+        if self.layout() == Layout::Fp16 {
+            return self.set_fp16(position, keys, values);
+        }
         let start = position / width * self.panel_words() + position % width;
         let row = position / self.format.elements() * self.row_words();
         // Heads that leave no gap are written as one.
@@ -143,9 +163,25 @@ impl KeyValueCache {
         }
     }
 
+    #[cfg(target_arch = "x86_64")]
+    fn set_fp16(&mut self, position: usize, keys: &[f32], values: &[f32]) {
+        let (isa, columns, d, padded) =
+            (self.isa, self.columns(), self.heads.dimension, self.padded_dimension());
+        let (panel_words, head_words, row_words) = (self.panel_words(), self.head_words(), self.row_words());
+        let panel = &mut self.keys.words_mut()[position / columns * panel_words..];
+        let row = &mut self.values.words_mut()[position / fp16::ELEMENTS * row_words..];
+        let places = panel.chunks_exact_mut(head_words).zip(row.chunks_exact_mut(padded));
+        for ((keys, values), (panel, row)) in keys.chunks_exact(d).zip(values.chunks_exact(d)).zip(places) {
+            let (panel, value_scales) = panel.split_at_mut(head_words - columns);
+            fp16::fill_column(isa, keys, columns, position % columns, panel);
+            let scale = fp16::set_halves(isa, values, position % 2 == 1, &mut row[..d]);
+            value_scales[position % columns] = scale.to_bits();
+        }
+    }
+
     /// The half of the last word of values that no position has yet is zero, so that it can be multiplied.
     fn clear_half(&mut self) {
-        if self.format == CacheFormat::Bf16 && self.length % 2 == 1 {
+        if self.layout() == Layout::Bf16 && self.length % 2 == 1 {
             let row = self.length / 2 * self.row_words();
             self.values.words_mut()[row..].iter_mut().for_each(|word| *word &= 0xffff);
         }
@@ -175,8 +211,15 @@ impl KeyValueCache {
     }
 
     /// Words of a panel of the keys of one head.
-    fn head_words(&self) -> usize {
-        self.format.words(self.heads.dimension) * self.columns()
+    pub(crate) fn head_words(&self) -> usize {
+        match self.layout() {
+            #[cfg(target_arch = "x86_64")]
+            Layout::Fp16 => {
+                let keys = grouped::panel_words(self.heads.dimension, fp16::ELEMENTS, self.columns());
+                keys + self.columns()
+            }
+            _ => self.format.words(self.heads.dimension) * self.columns(),
+        }
     }
 
     /// Words of the values of a position, or of a pair of them, of all heads.
@@ -190,10 +233,6 @@ impl KeyValueCache {
 
     pub(crate) fn heads(&self) -> Heads {
         self.heads
-    }
-
-    pub(crate) fn format(&self) -> CacheFormat {
-        self.format
     }
 
     /// Positions of a panel of keys, dimensions of a panel of values.
@@ -211,6 +250,22 @@ impl KeyValueCache {
         let stride = self.panel_words();
         let data = &self.keys.words()[panel * stride + head * self.head_words()..];
         Panels { data, stride, depth_stride: self.columns() }
+    }
+
+    /// The scales of a panel of values of one head, in fp16.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn value_scales(&self, head: usize, panel: usize) -> &[f32] {
+        let end = panel * self.panel_words() + (head + 1) * self.head_words();
+        &self.keys.floats()[end - self.columns()..end]
+    }
+
+    pub(crate) fn layout(&self) -> Layout {
+        match self.format {
+            CacheFormat::F32 => Layout::F32,
+            #[cfg(target_arch = "x86_64")]
+            CacheFormat::Bf16 if self.isa.attends_in_fp16() => Layout::Fp16,
+            CacheFormat::Bf16 => Layout::Bf16,
+        }
     }
 
     /// The values of one head from `position` on, the first of a word.

@@ -14,37 +14,58 @@ const STEPS: usize = GROUP / ELEMENTS;
 /// Values are scaled to less than 2^(`TOP` + 1), so that a sum of 128 products is at most half of what fp16 holds.
 const TOP: u32 = 3;
 
-/// A group in fp16, two in a word, and the scale that undoes its own.
-struct Rounded {
-    words: [u32; STEPS],
-    scale: f32,
+/// Rounds up to [`GROUP`] values, two to a word, and returns the scale that undoes theirs. The last word is filled up with a zero.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn round(values: &[f32], words: &mut [u32]) -> f32 {
+    let (factor, inverse) = scale(largest(values));
+    let narrow = |mask, from: *const f32| {
+        // SAFETY: the elements of the mask are there to be read.
+        let values = unsafe { _mm512_maskz_loadu_ps(mask, from) };
+        let scaled = _mm512_mul_ps(values, _mm512_set1_ps(factor));
+        _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(scaled)
+    };
+    let words = &mut words[..values.len().div_ceil(ELEMENTS)];
+    let (whole, rest) = values.as_chunks::<16>();
+    let (vectors, last) = words.split_at_mut(8 * whole.len());
+    for (values, words) in whole.iter().zip(vectors.as_chunks_mut::<8>().0) {
+        // SAFETY: eight words can be written.
+        unsafe { _mm256_storeu_si256(words.as_mut_ptr().cast(), narrow(u16::MAX, values.as_ptr())) };
+    }
+    if !rest.is_empty() {
+        let mask = u8::MAX >> (8 - last.len());
+        // SAFETY: the words of the mask can be written.
+        unsafe {
+            let narrow = narrow(first(rest.len()), rest.as_ptr());
+            _mm256_mask_storeu_epi32(last.as_mut_ptr().cast(), mask, narrow);
+        }
+    }
+    inverse
 }
 
-/// Rounds up to [`GROUP`] values; missing ones are zero.
+/// The mask of the first of sixteen elements.
+#[inline(always)]
+fn first(count: usize) -> u16 {
+    u16::MAX >> (16 - count)
+}
+
+/// The bits of the largest magnitude; of one that is not a number, if there is one.
+#[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn rounded(values: &[f32]) -> Rounded {
-    let mut filled = [0.0; GROUP];
-    let values: &[f32; GROUP] = values.try_into().unwrap_or_else(|_| {
-        filled[..values.len()].copy_from_slice(values);
-        &filled
-    });
-    // SAFETY: all loads and stores are of sixteen elements within the arrays.
-    unsafe {
-        let vector = |at: usize| _mm512_loadu_ps(values.as_ptr().add(at));
-        let mut largest = _mm512_setzero_si512();
-        for at in (0..GROUP).step_by(16) {
-            // Without their signs, numbers are ordered as the integers of their bits, and what is none is above them.
-            largest = _mm512_max_epu32(largest, _mm512_castps_si512(_mm512_abs_ps(vector(at))));
-        }
-        let (factor, scale) = scale(_mm512_reduce_max_epu32(largest));
-        let mut words = [0; STEPS];
-        for at in (0..GROUP).step_by(16) {
-            let scaled = _mm512_mul_ps(vector(at), _mm512_set1_ps(factor));
-            let narrow = _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(scaled);
-            _mm256_storeu_si256(words.as_mut_ptr().add(at / ELEMENTS).cast(), narrow);
-        }
-        Rounded { words, scale }
+fn largest(values: &[f32]) -> u32 {
+    let mut largest = _mm512_setzero_si512();
+    let mut take = |values: __m512| {
+        // Without their signs, numbers are ordered as the integers of their bits, and what is none is above them.
+        largest = _mm512_max_epu32(largest, _mm512_castps_si512(_mm512_abs_ps(values)));
+    };
+    let (whole, rest) = values.as_chunks::<16>();
+    // SAFETY: the elements are there to be read.
+    whole.iter().for_each(|values| take(unsafe { _mm512_loadu_ps(values.as_ptr()) }));
+    if !rest.is_empty() {
+        // SAFETY: as above.
+        take(unsafe { _mm512_maskz_loadu_ps(first(rest.len()), rest.as_ptr()) });
     }
+    _mm512_reduce_max_epu32(largest)
 }
 
 /// The power of two that brings a magnitude, given by its bits, to 2^[`TOP`] or just above, and its inverse. What is tiny is
@@ -66,8 +87,10 @@ pub(crate) fn prepare(isa: Isa, inputs: usize, x: &[f32], words: &mut [u32]) {
             let (elements, ends) = words.split_at_mut(steps);
             let groups = row.chunks(GROUP).zip(elements.chunks_mut(STEPS));
             for ((group, elements), end) in groups.zip(ends.as_chunks_mut::<2>().0) {
-                let Rounded { words, scale } = rounded(group);
-                elements.copy_from_slice(&words[..elements.len()]);
+                let scale = match <&[f32; GROUP]>::try_from(group) {
+                    Ok(whole) => round(whole, elements),
+                    Err(_) => round(group, elements),
+                };
                 *end = [scale.to_bits(), 0];
             }
         }
@@ -82,23 +105,65 @@ pub(crate) fn prepare(isa: Isa, inputs: usize, x: &[f32], words: &mut [u32]) {
 /// # Panics
 /// Where the CPU lacks the instructions.
 pub(crate) fn fill(isa: Isa, rows: &[f32], inputs: usize, columns: usize, panel: &mut [u32]) {
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    fn pack(rows: &[f32], inputs: usize, columns: usize, panel: &mut [u32]) {
-        for (column, row) in rows.chunks_exact(inputs).enumerate() {
-            for (group, to) in row.chunks(GROUP).zip(panel.chunks_mut((STEPS + 1) * columns)) {
-                let Rounded { words, scale } = rounded(group);
-                let elements = words.into_iter().take(group.len().div_ceil(ELEMENTS));
-                let words = elements.chain([scale.to_bits()]);
-                words.zip(to.chunks_exact_mut(columns)).for_each(|(word, to)| to[column] = word);
-            }
-        }
-    }
-    assert!(Fp16::usable(isa));
     if rows.len() < columns * inputs {
         panel.fill(0);
     }
+    for (column, row) in rows.chunks_exact(inputs).enumerate() {
+        fill_column(isa, row, columns, column, panel);
+    }
+}
+
+/// Writes one column of a panel.
+///
+/// # Panics
+/// Where the CPU lacks the instructions.
+pub(crate) fn fill_column(isa: Isa, row: &[f32], columns: usize, column: usize, panel: &mut [u32]) {
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    fn pack(row: &[f32], columns: usize, column: usize, panel: &mut [u32]) {
+        for (group, to) in row.chunks(GROUP).zip(panel.chunks_mut((STEPS + 1) * columns)) {
+            let mut words = [0; STEPS];
+            let scale = round(group, &mut words);
+            let mut to = to.chunks_exact_mut(columns);
+            to.next().into_iter().for_each(|scales| scales[column] = scale.to_bits());
+            words.iter().zip(to).for_each(|(word, to)| to[column] = *word);
+        }
+    }
+    assert!(Fp16::usable(isa));
     // SAFETY: checked right before.
-    unsafe { pack(rows, inputs, columns, panel) };
+    unsafe { pack(row, columns, column, panel) };
+}
+
+/// Rounds values by one scale for all, which is returned, and sets one half of a word for each: the first, or the second. Where one
+/// of the values is not finite the halves are zero, and the scale is not a number.
+///
+/// # Panics
+/// Where the CPU lacks the instructions.
+pub(crate) fn set_halves(isa: Isa, values: &[f32], second: bool, words: &mut [u32]) -> f32 {
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    fn set(values: &[f32], second: bool, words: &mut [u32]) -> f32 {
+        let largest = largest(values);
+        let finite = largest < f32::INFINITY.to_bits();
+        let (factor, scale) = if finite { scale(largest) } else { (0.0, f32::NAN) };
+        let keep = _mm512_set1_epi32(if second { 0xffff } else { 0 });
+        let shift = _mm_cvtsi32_si128(if second { 16 } else { 0 });
+        for (values, words) in values.chunks(16).zip(words.chunks_mut(16)) {
+            let mask = first(values.len());
+            let taken = if finite { mask } else { 0 };
+            // SAFETY: loads and stores are of the elements that the masks stand for: a chunk of words has as many.
+            unsafe {
+                let scaled =
+                    _mm512_mul_ps(_mm512_maskz_loadu_ps(taken, values.as_ptr()), _mm512_set1_ps(factor));
+                let narrow = _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(scaled);
+                let halves = _mm512_sll_epi32(_mm512_cvtepu16_epi32(narrow), shift);
+                let others = _mm512_and_si512(_mm512_maskz_loadu_epi32(mask, words.as_ptr().cast()), keep);
+                _mm512_mask_storeu_epi32(words.as_mut_ptr().cast(), mask, _mm512_or_si512(others, halves));
+            }
+        }
+        scale
+    }
+    assert!(Fp16::usable(isa) && words.len() == values.len());
+    // SAFETY: checked right before.
+    unsafe { set(values, second, words) }
 }
 
 /// Reads a column of a panel.
@@ -123,8 +188,9 @@ pub(crate) fn read(isa: Isa, panel: &[u32], columns: usize, column: usize, row: 
     for (group, panel) in row.chunks_mut(GROUP).zip(panel.chunks((STEPS + 1) * columns)) {
         let steps = group.len().div_ceil(ELEMENTS);
         let mut words = [0; STEPS];
-        words.iter_mut().zip(panel.chunks_exact(columns)).for_each(|(word, row)| *word = row[column]);
-        let scale = f32::from_bits(panel[steps * columns + column]);
+        let lines = panel.chunks_exact(columns).skip(1).take(steps);
+        words.iter_mut().zip(lines).for_each(|(word, line)| *word = line[column]);
+        let scale = f32::from_bits(panel[column]);
         // SAFETY: checked above.
         group.copy_from_slice(&unsafe { widen(&words, scale) }[..group.len()]);
     }

@@ -86,7 +86,7 @@ per_isa! {
 }
 
 per_isa! {
-    /// Packs up to `columns` rows of a weight into a panel: per group its words, then its scales. Missing rows have the
+    /// Packs up to `columns` rows of a weight into a panel: per group its scales, then its words. Missing rows have the
     /// scale zero.
     pub(crate) fn fill(rows: &[f32], inputs: usize, columns: usize, panel: &mut [u32]) {
         if rows.len() < columns * inputs {
@@ -96,12 +96,12 @@ per_isa! {
             for (group, to) in row.chunks(GROUP).zip(panel.chunks_mut((GROUP_STEPS + 1) * columns)) {
                 let Rounded { words, scale, .. } = rounded(group);
                 let mut to = to.chunks_exact_mut(columns);
-                for (word, to) in words[..group.len().div_ceil(4)].iter().zip(&mut to) {
-                    // 128 is added to every byte.
-                    to[column] = word ^ 0x8080_8080;
-                }
                 if let Some(scales) = to.next() {
                     scales[column] = scale.to_bits();
+                }
+                for (word, to) in words[..group.len().div_ceil(4)].iter().zip(to) {
+                    // 128 is added to every byte.
+                    to[column] = word ^ 0x8080_8080;
                 }
             }
         }
@@ -111,9 +111,9 @@ per_isa! {
 /// Reads a column of a panel.
 pub(crate) fn read(panel: &[u32], columns: usize, column: usize, row: &mut [f32]) {
     for (group, words) in row.chunks_mut(GROUP).zip(panel.chunks((GROUP_STEPS + 1) * columns)) {
-        let scale = f32::from_bits(words[group.len().div_ceil(4) * columns + column]);
+        let scale = f32::from_bits(words[column]);
         for (k, to) in group.iter_mut().enumerate() {
-            let byte = words[k / 4 * columns + column] >> (8 * (k % 4)) & 0xff;
+            let byte = words[(1 + k / 4) * columns + column] >> (8 * (k % 4)) & 0xff;
             *to = scale * (byte as i32 - 128) as f32;
         }
     }

@@ -33,8 +33,21 @@ macro_rules! family {
             unsafe fn run(rows: usize, panels: usize, operands: &Operands) {
                 match (rows, panels) {
                     // SAFETY: the caller's contract is that of the family.
-                    $(($shape_rows, $shape_panels) => unsafe { $function::<$shape_rows, $shape_panels>(operands) },)+
+                    $(($shape_rows, $shape_panels) => unsafe { $function::<$shape_rows, $shape_panels, false>(operands) },)+
                     _ => unreachable!("no tile of {rows} rows and {panels} panels"),
+                }
+            }
+
+            #[inline(always)]
+            unsafe fn run_singles(count: usize, operands: &Operands) {
+                // SAFETY: as above.
+                unsafe {
+                    match count {
+                        1 => $function::<1, 1, true>(operands),
+                        2 => $function::<1, 2, true>(operands),
+                        4 => $function::<1, 4, true>(operands),
+                        _ => unreachable!("no {count} tiles of one row at one time"),
+                    }
                 }
             }
         }
@@ -43,33 +56,34 @@ macro_rules! family {
         /// That of [`Family::run`].
         $(#[$meta])*
         $(#[target_feature(enable = $features)])?
-        unsafe fn $function<const ROWS: usize, const PANELS: usize>(operands: &Operands) {
-            let &Operands { left, left_stride, first, steps, inputs, right, right_stride, c, c_stride } = operands;
+        unsafe fn $function<const ROWS: usize, const PANELS: usize, const SINGLES: bool>(operands: &Operands) {
+            let &Operands { left, left_stride, mut ends, right, right_stride, right_step, .. } = operands;
+            let &Operands { mut scales, scales_stride, steps, c, c_stride, .. } = operands;
             // SAFETY: see the caller's contract.
             unsafe {
+                // The row of a panel, which is its own where every panel has one, and the place of its sums.
+                let row_of = |row: usize, panel: usize| if SINGLES { panel } else { row };
                 let at = |row: usize, panel: usize, half: usize| {
-                    c.add(row * c_stride + panel * 2 * $lanes + half * $lanes)
+                    let column = if SINGLES { 0 } else { panel * 2 * $lanes };
+                    c.add(row_of(row, panel) * c_stride + column + half * $lanes)
                 };
                 let mut totals = [[[$zero; 2]; PANELS]; ROWS];
-                if first > 0 {
+                if operands.accumulate {
                     for row in 0..ROWS {
                         for panel in 0..PANELS {
                             totals[row][panel] = [$load(at(row, panel, 0)), $load(at(row, panel, 1))];
                         }
                     }
                 }
-                const STEPS: usize = GROUP / $elements;
-                let group = first / STEPS;
-                let mut a = left.add(first);
-                let mut ends = left.add(inputs.div_ceil($elements) + 2 * group);
-                let mut b = right.add((first + group) * 2 * $lanes);
-                let mut rest = steps;
+                let (mut a, mut b, mut rest) = (left, right, steps);
                 while rest > 0 {
-                    let now = rest.min(STEPS);
+                    let now = rest.min(GROUP / $elements);
                     rest -= now;
                     let mut sums = [[[$start(ends.add(1)); 2]; PANELS]; ROWS];
                     for row in 0..ROWS {
-                        sums[row] = [[$start(ends.add(row * left_stride + 1)); 2]; PANELS];
+                        for panel in 0..PANELS {
+                            sums[row][panel] = [$start(ends.add(row_of(row, panel) * left_stride + 1)); 2];
+                        }
                     }
                     for _ in 0..now {
                         let mut vectors = [[$right(b); 2]; PANELS];
@@ -78,21 +92,24 @@ macro_rules! family {
                             vectors[panel] = [$right(b), $right(b.add($lanes))];
                         }
                         for row in 0..ROWS {
-                            let x = $left(a.add(row * left_stride));
+                            let mut x = $left(a.add(row * left_stride));
                             for panel in 0..PANELS {
+                                if SINGLES && panel > 0 {
+                                    x = $left(a.add(panel * left_stride));
+                                }
                                 for half in 0..2 {
                                     sums[row][panel][half] = $step(sums[row][panel][half], x, vectors[panel][half]);
                                 }
                             }
                         }
                         a = a.wrapping_add(1);
-                        b = b.wrapping_add(2 * $lanes);
+                        b = b.wrapping_add(right_step);
                     }
                     for panel in 0..PANELS {
-                        let b = b.add(panel * right_stride).cast::<f32>();
-                        let scales = [$load(b), $load(b.add($lanes))];
+                        let scales = scales.add(panel * scales_stride);
+                        let scales = [$load(scales), $load(scales.add($lanes))];
                         for row in 0..ROWS {
-                            let scale = *ends.add(row * left_stride).cast::<f32>();
+                            let scale = *ends.add(row_of(row, panel) * left_stride).cast::<f32>();
                             for half in 0..2 {
                                 totals[row][panel][half] =
                                     $scaled(totals[row][panel][half], sums[row][panel][half], scale, scales[half]);
@@ -100,7 +117,7 @@ macro_rules! family {
                         }
                     }
                     ends = ends.wrapping_add(2);
-                    b = b.wrapping_add(2 * $lanes);
+                    (scales, b) = (b.cast(), b.wrapping_add(2 * $lanes));
                 }
                 for row in 0..ROWS {
                     for panel in 0..PANELS {

@@ -7,7 +7,7 @@
 //! the threads.
 //!
 //! Rows of inputs are words, then for each group its scale and the word that its sums start from. A panel is for each group
-//! the words of its columns, then their scales.
+//! the scales of its columns, then their words.
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod fp16;
@@ -16,11 +16,11 @@ mod loops;
 
 use crate::projection::tiles;
 use crate::tile::{LARGEST, power_of_two_up_to};
-use crate::{BlockMut, Isa};
+use crate::{BlockMut, Isa, Store};
 use std::ops::Range;
 
 /// Neighbours that share a scale.
-const GROUP: usize = 128;
+pub(crate) const GROUP: usize = 128;
 /// Rows whose inputs stay in the L2 cache while the weight passes by.
 const BLOCK_ROWS: usize = 96;
 /// Words of depth of a block for many rows: 32 columns of a panel take 24 KiB of a 32 KiB L1 cache. A multiple of
@@ -29,18 +29,24 @@ const BLOCK_STEPS: usize = 192;
 
 /// What an inner loop works on, bounds checked.
 pub(crate) struct Operands {
-    /// First row of the inputs, from its beginning on, and how far the next one is.
+    /// The first row of the inputs, its scale and the start of its sums in the first group, and how far the next row is.
     left: *const u32,
+    ends: *const u32,
     left_stride: usize,
-    /// Steps of depth before and in this block, and words of inputs in all.
-    first: usize,
-    steps: usize,
-    inputs: usize,
-    /// First panel from its beginning on, and how far the next one is.
+    /// The words of the first panel, how far the next panel is, and the next step.
     right: *const u32,
     right_stride: usize,
+    right_step: usize,
+    /// The scales of the first panel, and how far those of the next one are. Those of the next group follow its words, and its words
+    /// them.
+    scales: *const f32,
+    scales_stride: usize,
+    /// Words of depth, whole groups but for the last.
+    steps: usize,
     c: *mut f32,
     c_stride: usize,
+    /// Whether sums go on from what is there.
+    accumulate: bool,
 }
 
 /// The inner loops of a format on an instruction set.
@@ -58,12 +64,17 @@ pub(crate) trait Family {
     /// Most panels side by side, a power of two.
     fn side_by_side(rows: usize) -> usize;
 
-    /// Computes a tile of `rows` up to [`Family::ROWS`] and a power of two up to [`Family::side_by_side`] panels;
-    /// from the second block of depth on it goes on from what is there.
+    /// Computes a tile of `rows` up to [`Family::ROWS`] and a power of two up to [`Family::side_by_side`] panels.
     ///
     /// # Safety
     /// [`Family::usable`], and all elements of the tile's operands can be read and written.
     unsafe fn run(rows: usize, panels: usize, operands: &Operands);
+
+    /// Computes 1, 2 or 4 tiles of one row and one panel, of which each has its own.
+    ///
+    /// # Safety
+    /// As [`Family::run`].
+    unsafe fn run_singles(count: usize, operands: &Operands);
 }
 
 /// Groups of a row.
@@ -79,6 +90,107 @@ pub(crate) fn row_words(inputs: usize, elements: usize) -> usize {
 /// Words of a panel, with so many `elements` in one.
 pub(crate) fn panel_words(inputs: usize, elements: usize, columns: usize) -> usize {
     (inputs.div_ceil(elements) + groups(inputs)) * columns
+}
+
+/// Rows of prepared inputs: from a group on, where their ends begin, and how far the next row is.
+#[derive(Clone, Copy)]
+pub(crate) struct Left<'a> {
+    pub words: &'a [u32],
+    pub ends: usize,
+    pub stride: usize,
+}
+
+/// The scales of what has none.
+static ONES: [f32; 32] = [1.0; 32];
+
+/// Panels from a group on, and how far the next one is.
+#[derive(Clone, Copy)]
+pub(crate) enum Right<'a> {
+    /// Scales, then words, group after group.
+    Scaled { words: &'a [u32], stride: usize },
+    /// One group of words without scales, `step` apart.
+    Plain { words: &'a [u32], stride: usize, step: usize },
+}
+
+/// A tile of `rows` times `panels` over `steps` words of depth, from (`row`, `column`) of the block on.
+///
+/// # Panics
+/// Where `isa` lacks the instructions or an operand is too short.
+#[inline(always)]
+pub(crate) fn multiply<F: Family>(
+    isa: Isa,
+    (rows, panels, steps): (usize, usize, usize),
+    a: Left<'_>,
+    b: Right<'_>,
+    c: &mut BlockMut<'_, f32>,
+    (row, column): (usize, usize),
+    store: Store,
+) {
+    assert!(F::usable(isa));
+    let c = c.place(row..row + rows, column..column + panels * F::COLUMNS);
+    let operands = checked::<F>((rows, panels, steps), a, b, c, store);
+    // SAFETY: usable, and the lengths were checked, the place in C by the block.
+    unsafe { F::run(rows, panels, &operands) };
+}
+
+/// 1, 2 or 4 rows from (`row`, `column`) of the block on, each a row of A times a panel of its own.
+///
+/// # Panics
+/// As [`multiply`] does.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+#[inline(always)]
+pub(crate) fn multiply_singles<F: Family>(
+    isa: Isa,
+    (count, steps): (usize, usize),
+    a: Left<'_>,
+    b: Right<'_>,
+    c: &mut BlockMut<'_, f32>,
+    (row, column): (usize, usize),
+    store: Store,
+) {
+    assert!(F::usable(isa));
+    let c = c.place(row..row + count, column..column + F::COLUMNS);
+    let operands = checked::<F>((count, count, steps), a, b, c, store);
+    // SAFETY: as above.
+    unsafe { F::run_singles(count, &operands) };
+}
+
+#[inline(always)]
+fn checked<F: Family>(
+    (rows, panels, steps): (usize, usize, usize),
+    a: Left<'_>,
+    b: Right<'_>,
+    (c, c_stride): (*mut f32, usize),
+    store: Store,
+) -> Operands {
+    assert!(rows > 0 && panels > 0);
+    let groups = steps.div_ceil(GROUP / F::ELEMENTS);
+    assert!(a.words.len() >= (rows - 1) * a.stride + steps.max(a.ends + 2 * groups));
+    let (words, right_stride, right_step, scales, scales_stride) = match b {
+        Right::Scaled { words, stride } => {
+            assert!(words.len() >= (panels - 1) * stride + (steps + groups) * F::COLUMNS);
+            (&words[F::COLUMNS..], stride, F::COLUMNS, words.as_ptr().cast(), stride)
+        }
+        Right::Plain { words, stride, step } => {
+            assert!(groups <= 1 && F::COLUMNS <= ONES.len());
+            assert!(words.len() >= (panels - 1) * stride + steps.saturating_sub(1) * step + F::COLUMNS);
+            (words, stride, step, ONES.as_ptr(), 0)
+        }
+    };
+    Operands {
+        left: a.words.as_ptr(),
+        ends: a.words[a.ends..].as_ptr(),
+        left_stride: a.stride,
+        right: words.as_ptr(),
+        right_stride,
+        right_step,
+        scales,
+        scales_stride,
+        steps,
+        c,
+        c_stride,
+        accumulate: store == Store::Accumulate,
+    }
 }
 
 /// What a product reads: prepared rows and packed panels.
@@ -107,37 +219,29 @@ pub(crate) fn project<F: Family>(product: &Product<'_>, panels: Range<usize>, y:
                 let count = power_of_two_up_to(F::side_by_side(tile_rows), panels.end - panel);
                 let column = (panel - panels.start) * F::COLUMNS;
                 let columns = count * F::COLUMNS;
+                let group = first / (GROUP / F::ELEMENTS);
+                let start = panel * panel_words + (first + group) * F::COLUMNS;
+                let right = Right::Scaled { words: &memory[start..], stride: panel_words };
+                let depth = block.min(steps - first);
+                let store = if first == 0 { Store::Overwrite } else { Store::Accumulate };
+                let present = columns.min(y.columns() - column);
                 for tile in tiles(F::ROWS, height) {
                     let row = top + tile.start;
-                    let mut operands = Operands {
-                        left: x[row * row_words..].as_ptr(),
-                        left_stride: row_words,
-                        first,
-                        steps: block.min(steps - first),
-                        inputs,
-                        right: memory[panel * panel_words..].as_ptr(),
-                        right_stride: panel_words,
-                        c: std::ptr::null_mut(),
-                        c_stride: 0,
-                    };
-                    let present = columns.min(y.columns() - column);
+                    let words = &x[row * row_words + first..];
+                    let left = Left { words, ends: steps - first + 2 * group, stride: row_words };
+                    let shape = (tile.len(), count, depth);
                     if present == columns {
-                        (operands.c, operands.c_stride) =
-                            y.place(row..row + tile.len(), column..column + columns);
-                        // SAFETY: usable, and the lengths were checked above, the place in C by the block.
-                        unsafe { F::run(tile.len(), count, &operands) };
+                        multiply::<F>(isa, shape, left, right, y, (row, column), store);
                         continue;
                     }
                     // The last columns are beyond the output.
                     let mut edge = [0.0; LARGEST];
-                    assert!(tile.len() * columns <= LARGEST);
-                    for (r, old) in edge.chunks_exact_mut(columns).enumerate().take(tile.len()) {
+                    let edge = &mut edge[..tile.len() * columns];
+                    for (r, old) in edge.chunks_exact_mut(columns).enumerate() {
                         old[..present].copy_from_slice(&y.row_mut(row + r)[column..]);
                     }
-                    (operands.c, operands.c_stride) = (edge.as_mut_ptr(), columns);
-                    // SAFETY: as above; the tile fits into the array.
-                    unsafe { F::run(tile.len(), count, &operands) };
-                    for (r, sums) in edge.chunks_exact(columns).enumerate().take(tile.len()) {
+                    multiply::<F>(isa, shape, left, right, &mut BlockMut::new(edge, columns), (0, 0), store);
+                    for (r, sums) in edge.chunks_exact(columns).enumerate() {
                         y.row_mut(row + r)[column..].copy_from_slice(&sums[..present]);
                     }
                 }
