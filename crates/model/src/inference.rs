@@ -406,7 +406,7 @@ impl Inference {
             }
             let x = &mut x[..rows * width];
             if block.mixer_norm.is_some() {
-                add(x, delta);
+                infer::add(cpu, x, delta, width);
             }
             if let Some(mlp) = &block.mlp {
                 let normed = sized(normed, rows * width);
@@ -416,7 +416,7 @@ impl Inference {
                 let gated = sized(gated, rows * config.ffn);
                 infer::swiglu(cpu, gate_up, config.ffn, gated);
                 infer::project(cpu, gated, &mlp.down, words, delta);
-                add(x, delta);
+                infer::add(cpu, x, delta, width);
             }
         }
         for input in inputs.iter_mut() {
@@ -462,12 +462,6 @@ fn sized(buffer: &mut Vec<f32>, length: usize) -> &mut [f32] {
         buffer.resize(length, 0.0);
     }
     &mut buffer[..length]
-}
-
-fn add(x: &mut [f32], delta: &[f32]) {
-    for (x, d) in x.iter_mut().zip(delta) {
-        *x += d;
-    }
 }
 
 /// Numbers below `largest` that look random: a hash of each one's place.

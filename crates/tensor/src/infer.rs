@@ -5,7 +5,9 @@ use crate::cpu::rows_mut;
 use crate::{Cpu, Heads, RotaryTable};
 use std::ops::Range;
 use strata_kernels::attention_step::attention_step;
+use strata_kernels::cache::NewPositions;
 pub use strata_kernels::cache::{CacheFormat, KeyValueCache};
+use strata_kernels::element::add_assign;
 pub use strata_kernels::math::first_largest;
 use strata_kernels::projection::Rows;
 pub use strata_kernels::projection::{PackedWeight, WeightFormat};
@@ -91,6 +93,15 @@ pub fn rms_norm(cpu: &Cpu, x: &[f32], weight: &[f32], epsilon: f32, y: &mut [f32
     });
 }
 
+/// `x += delta` for rows of `width` elements.
+pub fn add(cpu: &Cpu, x: &mut [f32], delta: &[f32], width: usize) {
+    let ranges = cpu.small_ranges(x.len(), x.len() / width, 1);
+    let items: Vec<_> = ranges.iter().zip(rows_mut(x, width, &ranges)).collect();
+    cpu.for_each_small(items, |(rows, x)| {
+        add_assign(cpu.isa(), &delta[rows.start * width..rows.end * width], x);
+    });
+}
+
 /// `y = silu(gate) · up` for rows of `width` gates, then `width` ups.
 pub fn swiglu(cpu: &Cpu, gate_up: &[f32], width: usize, y: &mut [f32]) {
     // An exponential and a division take the time of some ten multiply-adds.
@@ -112,6 +123,29 @@ pub fn rotate(cpu: &Cpu, heads: Heads, table: &RotaryTable, positions: &[usize],
             }
         }
     });
+}
+
+/// Adds the keys and values of new tokens to the caches of their sequences, so many to each. `qkv` holds a row as [`Heads`]
+/// describes it per new token, sequence after sequence, the keys turned to their positions.
+pub fn extend<'a>(
+    cpu: &Cpu,
+    heads: Heads,
+    qkv: &'a [f32],
+    sequences: impl Iterator<Item = (usize, &'a mut KeyValueCache)>,
+) {
+    let (mut rest, mut pieces) = (qkv, Vec::new());
+    for (new, cache) in sequences {
+        let (own, others) = rest.split_at(new * heads.row());
+        rest = others;
+        pieces.extend(cache.extend(own));
+    }
+    // Rounding takes the time of some four multiply-adds.
+    let shared = cpu.small_ranges(4 * qkv.len(), pieces.len(), 1).len() > 1;
+    if shared {
+        cpu.for_each_small(pieces, NewPositions::write)
+    } else {
+        pieces.into_iter().for_each(NewPositions::write)
+    }
 }
 
 /// One sequence: how many of its tokens are new, and all its keys and values, new ones included.

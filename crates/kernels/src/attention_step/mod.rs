@@ -302,7 +302,7 @@ mod tests {
     use super::*;
     use crate::Isa;
     use crate::bf16;
-    use crate::cache::CacheFormat;
+    use crate::cache::{CacheFormat, NewPositions};
     use crate::grid::split;
     use crate::reference::{Random, assert_close};
 
@@ -310,9 +310,7 @@ mod tests {
     fn attend(cache: &mut KeyValueCache, qkv: &[f32]) -> Vec<f32> {
         let heads = cache.heads();
         let first = cache.len();
-        for row in qkv.chunks_exact(heads.row()) {
-            cache.push(&row[heads.key_start(0)..heads.value_start(0)], &row[heads.value_start(0)..]);
-        }
+        cache.extend(qkv).for_each(NewPositions::write);
         let tokens = qkv.len() / heads.row();
         let mut output = vec![f32::NAN; tokens * heads.query_row()];
         let width = heads.group() * heads.dimension;
@@ -475,7 +473,7 @@ mod tests {
             attend(&mut straight, rows(0..33));
             let mut shortened = KeyValueCache::new(isa, heads, format);
             attend(&mut shortened, rows(0..33));
-            shortened.push(&[f32::NAN; 8], &[f32::NAN; 8]);
+            shortened.extend(&vec![f32::NAN; heads.row()]).for_each(NewPositions::write);
             attend(&mut shortened, rows(40..79));
             shortened.truncate(33);
             assert_eq!(shortened.len(), straight.len());

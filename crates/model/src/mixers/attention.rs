@@ -153,15 +153,11 @@ impl Mixer for Attention {
         let positions: Vec<usize> =
             step.pieces.iter().flat_map(|piece| piece.position..piece.position + piece.new).collect();
         infer::rotate(cpu, heads, self.rotary(), &positions, &mut qkv);
-        let mut rest = &qkv[..];
-        for piece in step.pieces.iter_mut() {
-            let (own, others) = rest.split_at(piece.new * row);
+        let caches = step.pieces.iter_mut().map(|piece| {
             let Carried::Cache(cache) = &mut *piece.carried else { unreachable!("checked before") };
-            for row in own.chunks_exact(row) {
-                cache.push(&row[heads.key_start(0)..heads.value_start(0)], &row[heads.value_start(0)..]);
-            }
-            rest = others;
-        }
+            (piece.new, cache)
+        });
+        infer::extend(cpu, heads, &qkv, caches);
         // Behind the last keys and values, only what is wanted is computed.
         let wanted = step.keep_wanted(&mut qkv, row);
         let cached = step.pieces.iter().map(|piece| {

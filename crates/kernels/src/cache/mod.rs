@@ -1,0 +1,169 @@
+//! Keys and values of the tokens that a sequence has seen, laid out as the tiles read them.
+
+mod form;
+mod new_positions;
+
+pub use form::CacheFormat;
+pub(crate) use form::Layout;
+pub use new_positions::NewPositions;
+
+use crate::Isa;
+use crate::attention::Heads;
+use crate::buffer::Lines;
+use crate::tile::Panels;
+use form::Form;
+
+/// The keys and values of one layer in words that hold an f32, or two bf16 or fp16 that are neighbours in depth. Keys lie in panels of as
+/// many positions as a tile has columns: per panel, head and word of dimensions those of its positions. Values lie position by
+/// position (or pair by pair), head after head, each filled up with zeros to whole panels of dimensions. So both grow at
+/// their end.
+///
+/// In fp16 every head of a panel of keys begins with the scales of its keys and ends with those of its values. The words are
+/// finite, so that zero times what nobody sees is zero.
+#[derive(Clone, Debug)]
+pub struct KeyValueCache {
+    form: Form,
+    length: usize,
+    keys: Lines,
+    values: Lines,
+}
+
+/// Positions that there is room for with the first one.
+const FIRST_POSITIONS: usize = 64;
+
+impl KeyValueCache {
+    /// A cache without positions, for the tiles of `isa`.
+    pub fn new(isa: Isa, heads: Heads, format: CacheFormat) -> KeyValueCache {
+        let form = Form { isa, heads, format };
+        KeyValueCache { form, length: 0, keys: Lines::new(), values: Lines::new() }
+    }
+
+    /// Number of positions.
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Whether there is no position.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// Memory held for keys and values in bytes, some of it for positions to come.
+    pub fn bytes(&self) -> usize {
+        self.keys.bytes() + self.values.bytes()
+    }
+
+    /// Forgets the positions from `length` on.
+    pub fn truncate(&mut self, length: usize) {
+        if length < self.length {
+            self.length = length;
+            self.fit();
+            self.clear_half();
+        }
+    }
+
+    /// Whether the cache is laid out as `other` is.
+    pub fn fits(&self, other: &KeyValueCache) -> bool {
+        self.form.is_as(other.form)
+    }
+
+    /// A copy of the first `length` positions, or of all where there are fewer.
+    pub fn prefix(&self, length: usize) -> KeyValueCache {
+        let length = length.min(self.length);
+        let (keys, values) = self.form.words(length);
+        let (keys, values) = (self.keys.prefix(keys), self.values.prefix(values));
+        let mut cut = KeyValueCache { form: self.form, length, keys, values };
+        cut.clear_half();
+        cut
+    }
+
+    /// Adds positions, a row of `qkv` (as [`Heads`] describes it, the keys turned) for each. They are in the cache once all
+    /// that is given back was written.
+    ///
+    /// # Panics
+    /// Where `qkv` is not whole rows.
+    pub fn extend<'a>(&'a mut self, qkv: &'a [f32]) -> impl Iterator<Item = NewPositions<'a>> {
+        let (form, before, row) = (self.form, self.length, self.form.heads.row());
+        assert!(qkv.len().is_multiple_of(row), "cache: {} elements are no rows of {row}", qkv.len());
+        self.length += qkv.len() / row;
+        self.fit();
+        let width = form.columns();
+        let (panel, rows) = form.words(width);
+        let (first_panel, first) = (before / width, before % width);
+        let keys = self.keys.words_mut()[first_panel * panel..].chunks_mut(panel);
+        let values = self.values.words_mut()[first_panel * rows..].chunks_mut(rows);
+        let mut rest = qkv;
+        keys.zip(values).enumerate().map_while(move |(i, (keys, values))| {
+            let first = if i == 0 { first } else { 0 };
+            let (qkv, after) = rest.split_at(rest.len().min((width - first) * row));
+            rest = after;
+            (!qkv.is_empty()).then_some(NewPositions { form, first, qkv, keys, values })
+        })
+    }
+
+    /// The half of the last word of values that no position has yet is zero, so that it can be multiplied.
+    fn clear_half(&mut self) {
+        if self.layout() == Layout::Bf16 && self.length % 2 == 1 {
+            let row = self.length / 2 * self.form.row_words();
+            self.values.words_mut()[row..].iter_mut().for_each(|word| *word &= 0xffff);
+        }
+    }
+
+    /// Makes the memory as long as the positions need.
+    fn fit(&mut self) {
+        if self.length > 0 && self.keys.bytes() == 0 {
+            // Growing bit by bit from nothing costs a short answer more than its attention.
+            let (keys, values) = self.form.words(self.length.max(FIRST_POSITIONS));
+            self.keys.reserve(keys);
+            self.values.reserve(values);
+        }
+        let (keys, values) = self.form.words(self.length);
+        self.keys.resize(keys);
+        self.values.resize(values);
+    }
+
+    pub(crate) fn isa(&self) -> Isa {
+        self.form.isa
+    }
+
+    pub(crate) fn heads(&self) -> Heads {
+        self.form.heads
+    }
+
+    pub(crate) fn layout(&self) -> Layout {
+        self.form.layout()
+    }
+
+    /// Words of a panel of the keys of one head.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    pub(crate) fn head_words(&self) -> usize {
+        self.form.head_words()
+    }
+
+    /// Dimensions of a head with the zeros that fill its last panel.
+    pub(crate) fn padded_dimension(&self) -> usize {
+        self.form.padded_dimension()
+    }
+
+    /// The keys of one head from panel `panel` on.
+    pub(crate) fn keys(&self, head: usize, panel: usize) -> Panels<'_> {
+        let stride = self.form.panel_words();
+        let data = &self.keys.words()[panel * stride + head * self.form.head_words()..];
+        Panels { data, stride, depth_stride: self.form.columns() }
+    }
+
+    /// The scales of a panel of values of one head, in fp16.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn value_scales(&self, head: usize, panel: usize) -> &[f32] {
+        let end = panel * self.form.panel_words() + (head + 1) * self.form.head_words();
+        &self.keys.floats()[end - self.form.columns()..end]
+    }
+
+    /// The values of one head from `position` on, the first of a word.
+    pub(crate) fn values(&self, head: usize, position: usize) -> Panels<'_> {
+        let depth_stride = self.form.row_words();
+        let row = position / self.form.format.elements() * depth_stride;
+        let data = &self.values.words()[row + head * self.form.padded_dimension()..];
+        Panels { data, stride: self.form.columns(), depth_stride }
+    }
+}

@@ -1,0 +1,89 @@
+//! Places of new keys and values.
+
+use super::form::{CacheFormat, Form, Layout};
+#[cfg(target_arch = "x86_64")]
+use crate::grouped::fp16;
+use crate::tile::bfloat16;
+
+/// Words of keys that are rounded at one time.
+const ROUNDED: usize = 64;
+
+/// New positions of a panel: what is to be written, and where. Several threads can each write some of them.
+#[derive(Debug)]
+#[must_use = "their keys and values are not in the cache yet"]
+pub struct NewPositions<'a> {
+    pub(super) form: Form,
+    /// The first position within the panel.
+    pub(super) first: usize,
+    /// Rows as [`Heads`](crate::attention::Heads) describes them, a position in each.
+    pub(super) qkv: &'a [f32],
+    /// The panel of keys, and all rows of values that go with its positions.
+    pub(super) keys: &'a mut [u32],
+    pub(super) values: &'a mut [u32],
+}
+
+impl NewPositions<'_> {
+    /// Writes their keys and values.
+    pub fn write(mut self) {
+        let heads = self.form.heads;
+        for (i, row) in self.qkv.chunks_exact(heads.row()).enumerate() {
+            let (keys, values) =
+                row[heads.key_start(0)..].split_at(heads.value_start(0) - heads.key_start(0));
+            match self.form.layout() {
+                #[cfg(target_arch = "x86_64")]
+                Layout::Fp16 => self.write_fp16(self.first + i, keys, values),
+                _ => self.write_plain(self.first + i, keys, values),
+            }
+        }
+    }
+
+    fn write_plain(&mut self, position: usize, keys: &[f32], values: &[f32]) {
+        let Form { isa, heads, format } = self.form;
+        let (d, elements) = (heads.dimension, keys.len());
+        let (width, padded, row_words) =
+            (self.form.columns(), self.form.padded_dimension(), self.form.row_words());
+        // Heads that leave no gap are written as one.
+        let keys_at_once = if d.is_multiple_of(format.elements()) { elements } else { d };
+        let values_at_once = if padded == d { elements } else { d };
+        let to_keys = self.keys[position..].chunks_mut(format.words(keys_at_once) * width);
+        let row = position / format.elements() * row_words;
+        let to_values = self.values[row..].chunks_mut(values_at_once.next_multiple_of(width));
+        for (keys, to) in keys.chunks_exact(keys_at_once).zip(to_keys) {
+            let mut to = to.iter_mut().step_by(width);
+            match format {
+                CacheFormat::F32 => to.zip(keys).for_each(|(to, key)| *to = key.to_bits()),
+                // Rounded side by side first: they lie apart where they go.
+                CacheFormat::Bf16 => {
+                    for keys in keys.chunks(2 * ROUNDED) {
+                        let mut words = [0; ROUNDED];
+                        bfloat16::set_pairs(isa, keys, &mut words);
+                        to.by_ref()
+                            .zip(&words[..format.words(keys.len())])
+                            .for_each(|(to, word)| *to = *word);
+                    }
+                }
+            }
+        }
+        for (values, to) in values.chunks_exact(values_at_once).zip(to_values) {
+            let to = &mut to[..values_at_once];
+            match format {
+                CacheFormat::F32 => to.iter_mut().zip(values).for_each(|(to, value)| *to = value.to_bits()),
+                CacheFormat::Bf16 => bfloat16::set_halves(isa, values, position % 2 == 1, to),
+            }
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn write_fp16(&mut self, position: usize, keys: &[f32], values: &[f32]) {
+        let (isa, d, columns) = (self.form.isa, self.form.heads.dimension, self.form.columns());
+        let (head_words, padded) = (self.form.head_words(), self.form.padded_dimension());
+        let row = position / fp16::ELEMENTS * self.form.row_words();
+        let places = self.keys.chunks_exact_mut(head_words).zip(self.values[row..].chunks_exact_mut(padded));
+        for ((keys, values), (panel, row)) in keys.chunks_exact(d).zip(values.chunks_exact(d)).zip(places) {
+            let (panel, value_scales) = panel.split_at_mut(head_words - columns);
+            fp16::fill_column(isa, keys, columns, position, panel);
+            let scale = fp16::set_halves(isa, values, position % 2 == 1, &mut row[..d]);
+            value_scales[position] = scale.to_bits();
+        }
+    }
+}
