@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use strata_tensor::Isa;
-use strata_tensor::infer::first_largest;
+use strata_tensor::infer::{WEIGHTS, first_largest, log_sum_exp, softmax_weights};
 
 /// How tokens are chosen. The default is greedy.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -32,6 +32,9 @@ pub struct Sampler {
     random: ChaCha8Rng,
     /// How often each token was written; kept only where a penalty asks for it.
     written: HashMap<u32, f32>,
+    /// Memory for the weights of all tokens, the largest of which is one, and their sums.
+    weights: Vec<f32>,
+    sums: Vec<f32>,
 }
 
 impl Sampler {
@@ -39,12 +42,12 @@ impl Sampler {
     pub fn new(isa: Isa, sampling: Sampling, index: u64) -> Sampler {
         let mut random = ChaCha8Rng::seed_from_u64(sampling.seed);
         random.set_stream(index);
-        Sampler { isa, sampling, random, written: HashMap::new() }
+        Sampler { isa, sampling, random, written: HashMap::new(), weights: Vec::new(), sums: Vec::new() }
     }
 
-    /// The first of the largest, or token 0 where there is none.
-    fn likeliest(&self, logits: &[f32]) -> u32 {
-        first_largest(self.isa, logits).map_or(0, |token| token as u32)
+    /// The instruction set it computes with.
+    pub(crate) fn isa(&self) -> Isa {
+        self.isa
     }
 
     /// The next token; the penalties are taken off `logits`. Of equal logits the lower token wins; a NaN is never
@@ -74,37 +77,90 @@ impl Sampler {
     /// Chooses: the middle part of [`Sampler::choose`], which may be repeated with fewer candidates.
     pub(crate) fn sample(&mut self, logits: &[f32]) -> u32 {
         let Sampling { temperature, top_k, top_p, .. } = self.sampling;
+        // The first of the largest, or token 0 where there is none.
+        let Some(likeliest) = first_largest(self.isa, logits) else { return 0 };
         if temperature <= 0.0 || top_k == 1 {
-            return self.likeliest(logits);
+            return likeliest as u32;
         }
-        let mut candidates: Vec<(u32, f32)> =
-            (0u32..).zip(logits.iter().copied()).filter(|c| !c.1.is_nan()).collect();
-        if top_k > 0 && top_k < candidates.len() {
-            candidates.select_nth_unstable_by(top_k - 1, likelier);
-            candidates.truncate(top_k);
-        }
-        let highest = candidates.iter().map(|c| c.1).fold(f32::NEG_INFINITY, f32::max);
-        if highest == f32::NEG_INFINITY {
-            return self.likeliest(logits);
-        }
-        // Shifted by the largest, so that no exponential overflows.
-        let weight = |logit: f32| f64::from((logit - highest) / temperature).exp();
-        let sum: f64 = candidates.iter().map(|c| weight(c.1)).sum();
-        if top_p > 0.0 && top_p < 1.0 {
-            keep_likeliest(&mut candidates, sum * f64::from(top_p), weight);
-        }
-        let mut cumulative = 0.0;
-        let sums: Vec<f64> = candidates
-            .iter()
-            .map(|c| {
-                cumulative += weight(c.1);
-                cumulative
-            })
-            .collect();
-        let point = self.random.random::<f64>() * cumulative;
-        let chosen = sums.partition_point(|below| *below <= point).min(candidates.len() - 1);
-        candidates[chosen].0
+        // Shifted by the largest, so that no exponential overflows; the inverse of a tiny temperature must not either.
+        let (highest, factor) = (logits[likeliest], 1.0 / temperature.max(1e-30));
+        self.weights.resize(logits.len(), 0.0);
+        self.sums.resize(logits.len().div_ceil(WEIGHTS), 0.0);
+        softmax_weights(self.isa, logits, highest, factor, &mut self.weights, &mut self.sums);
+        let point = self.random.random::<f64>();
+        let few = top_k > 0 && top_k < logits.len();
+        let chosen = if few || top_p > 0.0 && top_p < 1.0 {
+            let candidates = self.candidates(logits, highest, temperature);
+            let weights = candidates.iter().map(|c| self.weights[c.0 as usize]);
+            let sum: f64 = weights.clone().map(f64::from).sum();
+            at(weights, point * sum).map(|place| candidates[place].0)
+        } else {
+            self.among_all(point)
+        };
+        chosen.unwrap_or(likeliest as u32)
     }
+
+    /// The token at a point, between 0 and 1, of the weights of all, one after the other.
+    fn among_all(&self, point: f64) -> Option<u32> {
+        let point = point * self.sums.iter().map(|sum| f64::from(*sum)).sum::<f64>();
+        let mut below = 0.0;
+        for (block, sum) in self.sums.iter().enumerate() {
+            if below + f64::from(*sum) > point {
+                let start = block * WEIGHTS;
+                let weights = &self.weights[start..self.weights.len().min(start + WEIGHTS)];
+                let place = at(weights.iter().copied(), point - below);
+                return place.map(|place| (start + place) as u32);
+            }
+            below += f64::from(*sum);
+        }
+        None
+    }
+
+    /// What may be chosen where not every token may: the `top_k` likeliest of all, then the likeliest of these whose weights
+    /// reach `top_p` of theirs. They are looked for among the tokens of the largest logits: mostly few have nearly all weight.
+    fn candidates(&self, logits: &[f32], highest: f32, temperature: f32) -> Vec<(u32, f32)> {
+        let Sampling { top_k, top_p, .. } = self.sampling;
+        let weight_of = |token: u32| f64::from(self.weights[token as usize]);
+        let few = top_k > 0 && top_k < logits.len();
+        let all: f64 = self.sums.iter().map(|sum| f64::from(*sum)).sum();
+        let mut reach = 4.0;
+        loop {
+            let least = if reach > 200.0 { f32::NEG_INFINITY } else { highest - reach * temperature };
+            let mut found: Vec<(u32, f32)> =
+                (0u32..).zip(logits.iter().copied()).filter(|c| c.1 >= least).collect();
+            let sum: f64 = found.iter().map(|c| weight_of(c.0)).sum();
+            let enough = if few { found.len() >= top_k } else { sum >= all * f64::from(top_p) };
+            if !enough && least > f32::NEG_INFINITY {
+                reach *= 2.0;
+                continue;
+            }
+            if few && top_k < found.len() {
+                found.select_nth_unstable_by(top_k - 1, likelier);
+                found.truncate(top_k);
+            }
+            if top_p > 0.0 && top_p < 1.0 {
+                let all = if few { found.iter().map(|c| weight_of(c.0)).sum() } else { all };
+                keep_likeliest(&mut found, all * f64::from(top_p), weight_of);
+            }
+            return found;
+        }
+    }
+}
+
+/// The first place up to which the weights add up to more than `point`; the last that has a weight where they never do, which
+/// rounding makes possible.
+fn at(weights: impl Iterator<Item = f32>, point: f64) -> Option<usize> {
+    let (mut sum, mut last) = (0.0, None);
+    for (place, weight) in weights.enumerate() {
+        sum += f64::from(weight);
+        if weight > 0.0 {
+            last = Some(place);
+        }
+        if sum > point {
+            break;
+        }
+    }
+    last
 }
 
 /// Likelier first; of equal ones the lower token.
@@ -114,7 +170,7 @@ fn likelier(a: &(u32, f32), b: &(u32, f32)) -> std::cmp::Ordering {
 
 /// Keeps the fewest likeliest candidates whose weights reach `wanted` together. Sorting a whole vocabulary for each
 /// token would cost more than a small model's arithmetic, so ever larger heads of the order are made until one is enough.
-fn keep_likeliest(candidates: &mut Vec<(u32, f32)>, wanted: f64, weight: impl Fn(f32) -> f64) {
+fn keep_likeliest(candidates: &mut Vec<(u32, f32)>, wanted: f64, weight_of: impl Fn(u32) -> f64) {
     let mut head = 32;
     loop {
         head = head.min(candidates.len());
@@ -124,7 +180,7 @@ fn keep_likeliest(candidates: &mut Vec<(u32, f32)>, wanted: f64, weight: impl Fn
         candidates[..head].sort_unstable_by(likelier);
         let mut sum = 0.0;
         for kept in 0..head {
-            sum += weight(candidates[kept].1);
+            sum += weight_of(candidates[kept].0);
             if sum >= wanted {
                 candidates.truncate(kept + 1);
                 return;
@@ -138,10 +194,8 @@ fn keep_likeliest(candidates: &mut Vec<(u32, f32)>, wanted: f64, weight: impl Fn
 }
 
 /// Natural logarithm of the probability that the model gives each token: `logits - ln Σ exp(logits)`.
-pub fn log_probabilities(logits: &[f32]) -> Vec<f32> {
-    let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|logit| f64::from(logit - highest).exp()).sum();
-    let shift = f64::from(highest) + sum.ln();
+pub fn log_probabilities(isa: Isa, logits: &[f32]) -> Vec<f32> {
+    let shift = log_sum_exp(isa, logits);
     logits.iter().map(|logit| (f64::from(*logit) - shift) as f32).collect()
 }
 
@@ -176,6 +230,48 @@ mod tests {
     }
 
     #[test]
+    fn every_part_of_a_large_vocabulary_has_its_share_whatever_restricts_the_choice() {
+        // Token i weighs i + 1, in another order; every hundredth has no probability.
+        let token = |i: usize| i * 7 % 701;
+        let mut logits = vec![f32::NAN; 701];
+        (0..700).for_each(|i| logits[token(i)] = ((i + 1) as f32).ln());
+        (0..700).step_by(100).for_each(|i| logits[token(i)] = f32::NEG_INFINITY);
+        let weight = |i: usize| if i.is_multiple_of(100) { 0.0 } else { (i + 1) as f64 };
+        let draws = 30_000;
+        for (top_k, top_p) in [(0, 0.0), (0, 0.9), (650, 0.0), (650, 0.9), (700, 1.0)] {
+            let mut sampler = sampler(1.0, top_k, top_p);
+            let mut counts = [0usize; 701];
+            (0..draws).for_each(|_| counts[sampler.choose(&mut logits.clone()) as usize] += 1);
+            // The likeliest first: what is kept is the end of the numbers, less six that have no probability.
+            let by_count = if top_k == 650 { 700 - 650 - 6 } else { 0 };
+            let sum = |from: usize| (from..700).map(weight).sum::<f64>();
+            let wanted = if top_p == 0.9 { 0.9 * sum(by_count) } else { sum(by_count) };
+            let from = (by_count..700).rev().find(|&i| sum(i) >= wanted).unwrap();
+            for part in (0..700).step_by(50).map(|start| start..start + 50) {
+                let count: usize = part.clone().map(|i| counts[token(i)]).sum();
+                let share = part.filter(|&i| i >= from).map(weight).sum::<f64>() / sum(from);
+                // Five deviations of a count.
+                let expected = share * draws as f64;
+                let allowed = 5.0 * (expected * (1.0 - share)).sqrt();
+                assert!(
+                    (count as f64 - expected).abs() <= allowed,
+                    "{top_k} {top_p}: {count} not {expected}"
+                );
+            }
+            assert!((0..701).all(|i| logits[i] > f32::NEG_INFINITY || counts[i] == 0), "{top_k} {top_p}");
+        }
+    }
+
+    #[test]
+    fn a_tiny_temperature_takes_the_likeliest() {
+        for temperature in [f32::from_bits(1), 1e-38, 1e-6] {
+            for (top_k, top_p) in [(0, 0.0), (2, 0.0), (0, 0.5)] {
+                assert_eq!(sampler(temperature, top_k, top_p).choose(&mut [1.0, 5.0, f32::NAN, 4.9]), 1);
+            }
+        }
+    }
+
+    #[test]
     fn top_p_keeps_the_smallest_set_that_reaches_it() {
         let mut sampler = sampler(1.0, 0, 0.7);
         let mut logits = [0.1f32.ln(), 0.6f32.ln(), 0.3f32.ln()];
@@ -196,7 +292,7 @@ mod tests {
 
     #[test]
     fn log_probabilities_are_those_of_the_softmax() {
-        let logs = log_probabilities(&[1.0, 2.0, 3.0, f32::NEG_INFINITY]);
+        let logs = log_probabilities(Isa::best(), &[1.0, 2.0, 3.0, f32::NEG_INFINITY]);
         // exp(-2) / (1 + exp(-1) + exp(-2)); f32 rounding of numbers below three.
         for (got, expected) in logs.iter().zip([0.09003057f32, 0.24472847, 0.66524096]) {
             assert!((got - expected.ln()).abs() < 1e-6, "{logs:?}");
@@ -209,14 +305,14 @@ mod tests {
         fn top_p_keeps_what_a_whole_sort_would_keep(
             logits in proptest::collection::vec(-9.0f32..9.0, 1..600), top_p in 0.01f64..1.0,
         ) {
-            let weight = |logit: f32| f64::from(logit).exp();
+            let weight = |token: u32| f64::from(logits[token as usize]).exp();
             let mut sorted: Vec<(u32, f32)> = (0u32..).zip(logits.iter().copied()).collect();
             let mut kept = sorted.clone();
             sorted.sort_by(likelier);
-            let wanted = top_p * logits.iter().map(|logit| weight(*logit)).sum::<f64>();
+            let wanted = top_p * sorted.iter().map(|c| weight(c.0)).sum::<f64>();
             keep_likeliest(&mut kept, wanted, weight);
             prop_assert_eq!(&kept, &sorted[..kept.len()]);
-            let sum = |candidates: &[(u32, f32)]| candidates.iter().map(|c| weight(c.1)).sum::<f64>();
+            let sum = |candidates: &[(u32, f32)]| candidates.iter().map(|c| weight(c.0)).sum::<f64>();
             prop_assert!(sum(&kept[..kept.len() - 1]) < wanted);
             prop_assert!(kept.len() == sorted.len() || sum(&kept) >= wanted);
         }

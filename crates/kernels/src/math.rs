@@ -140,6 +140,39 @@ per_isa! {
     }
 }
 
+per_isa! {
+    /// `ln Σ e^value`, relative error below 5e-7 of the sum; negative infinity where no value is above that.
+    pub fn log_sum_exp(values: &[f32]) -> f64 {
+        let largest = max(values);
+        if largest == f32::NEG_INFINITY {
+            return f64::NEG_INFINITY;
+        }
+        f64::from(largest) + f64::from(sum_of(values, |value| exp(value - largest))).ln()
+    }
+}
+
+/// Weights that [`softmax_weights`] adds up to one sum.
+pub const WEIGHTS: usize = 256;
+
+per_isa! {
+    /// `weights[i] = e^((values[i] - largest) · factor)`, or 0 where that is not a number, and their sums, one for every
+    /// [`WEIGHTS`] that begin.
+    ///
+    /// # Panics
+    /// Where there are not as many weights as values, or too few sums.
+    pub fn softmax_weights(values: &[f32], largest: f32, factor: f32, weights: &mut [f32], sums: &mut [f32]) {
+        assert!(weights.len() == values.len() && sums.len() == values.len().div_ceil(WEIGHTS), "weights: lengths");
+        let blocks = values.chunks(WEIGHTS).zip(weights.chunks_mut(WEIGHTS));
+        for ((values, weights), sum) in blocks.zip(sums) {
+            for (weight, value) in weights.iter_mut().zip(values) {
+                let power = exp((value - largest) * factor);
+                *weight = if power > 0.0 { power } else { 0.0 };
+            }
+            *sum = sum_of(weights, |weight| weight);
+        }
+    }
+}
+
 /// All lanes, a power of two of them, joined to one.
 #[inline(always)]
 pub(crate) fn fold<const L: usize>(lanes: &mut [f32; L], join: impl Fn(f32, f32) -> f32) -> f32 {
@@ -189,6 +222,37 @@ mod tests {
         assert_eq!(exp(-1e30), 0.0);
         assert!(exp(f32::NAN).is_nan());
         assert!(exp(1e30).is_finite());
+    }
+
+    #[test]
+    fn weights_and_sums_of_a_softmax_are_those_of_the_float64_formula() {
+        let mut random = crate::reference::Random::new(5);
+        for isa in crate::Isa::available() {
+            for length in [1, 31, 256, 257, 1000] {
+                let mut values: Vec<f32> = (0..length).map(|_| 9.0 * random.uniform()).collect();
+                let all: f64 = values.iter().map(|v| f64::from(*v).exp()).sum();
+                assert!((log_sum_exp(isa, &values) - all.ln()).abs() < 1e-6, "{isa:?}, {length}");
+                values[0] = f32::NAN;
+                values[length / 2] = if length > 1 { f32::NEG_INFINITY } else { f32::NAN };
+                let (mut weights, mut sums) = (vec![9.0; length], vec![9.0; length.div_ceil(WEIGHTS)]);
+                softmax_weights(isa, &values, 9.0, 1.0 / 0.7, &mut weights, &mut sums);
+                for (i, (weight, value)) in weights.iter().zip(&values).enumerate() {
+                    let expected = ((f64::from(*value) - 9.0) / 0.7).exp();
+                    let expected = if value.is_nan() { 0.0 } else { expected };
+                    // The argument, down to -26, is rounded to f32 three times.
+                    assert!(
+                        (f64::from(*weight) - expected).abs() <= 1e-5 * expected,
+                        "{isa:?} {i}: {weight}"
+                    );
+                }
+                for (sum, weights) in sums.iter().zip(weights.chunks(WEIGHTS)) {
+                    let expected: f64 = weights.iter().map(|w| f64::from(*w)).sum();
+                    assert!((f64::from(*sum) - expected).abs() <= 1e-6 * expected, "{isa:?} {length}");
+                }
+            }
+            assert_eq!(log_sum_exp(isa, &[]), f64::NEG_INFINITY);
+            assert_eq!(log_sum_exp(isa, &[f32::NEG_INFINITY; 3]), f64::NEG_INFINITY);
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use strata_kernels::attention_step::attention_step;
 use strata_kernels::cache::NewPositions;
 pub use strata_kernels::cache::{CacheFormat, KeyValueCache};
 use strata_kernels::element::add_assign;
-pub use strata_kernels::math::first_largest;
+pub use strata_kernels::math::{WEIGHTS, first_largest, log_sum_exp, softmax_weights};
 use strata_kernels::projection::Rows;
 pub use strata_kernels::projection::{PackedWeight, WeightFormat};
 use strata_kernels::{grid, norm, projection, swiglu as kernel};

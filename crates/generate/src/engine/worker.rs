@@ -283,7 +283,7 @@ fn write(
     let left = sequence.job.request.limits.max_tokens - sequence.written();
     let left = left.min(context + 1 - sequence.state.len());
     let request = &mut sequence.job.request;
-    let likelihoods = request.log_probabilities.map(|_| log_probabilities(logits));
+    let likelihoods = request.log_probabilities.map(|_| log_probabilities(sequence.sampler.isa(), logits));
     for &(token, bias) in &request.bias {
         if let Some(logit) = logits.get_mut(token as usize) {
             *logit += bias;

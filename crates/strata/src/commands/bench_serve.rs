@@ -43,6 +43,9 @@ pub struct ServeBench {
     /// Tokens of each answer
     #[arg(long, default_value_t = 64, value_name = "N")]
     tokens: usize,
+    /// Temperature of the choice of tokens; 0 takes the likeliest
+    #[arg(long, default_value_t = 0.0, value_name = "T")]
+    temperature: f32,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -91,7 +94,7 @@ pub fn run(bench: &ServeBench, place: &Place) -> Result<()> {
     if bench.json {
         let levels: Vec<Value> = rows.iter().map(Level::json).collect();
         return print_json(
-            &json!({ "model": target.model, "prompt_sentences": bench.sentences, "answer_tokens": bench.tokens, "levels": levels }),
+            &json!({ "model": target.model, "prompt_sentences": bench.sentences, "answer_tokens": bench.tokens, "temperature": bench.temperature, "levels": levels }),
         );
     }
     Ok(())
@@ -162,11 +165,11 @@ impl Target {
         Ok(Target { address: address.to_string(), path, model, ends: Vec::new() })
     }
 
-    fn request(&self, prompt: &str, tokens: usize) -> Vec<u8> {
+    fn request(&self, prompt: &str, tokens: usize, temperature: f32) -> Vec<u8> {
         let bias: serde_json::Map<String, Value> =
             self.ends.iter().map(|token| (token.to_string(), json!(-100))).collect();
         let body = json!({
-            "model": self.model, "prompt": prompt, "max_tokens": tokens, "temperature": 0.0, "stream": true,
+            "model": self.model, "prompt": prompt, "max_tokens": tokens, "temperature": temperature, "stream": true,
             "stream_options": { "include_usage": true }, "logit_bias": bias,
         });
         let body = body.to_string();
@@ -270,7 +273,7 @@ async fn ask_until(
             .map(|word| format!("{} the water", (client * 7919 + round * 104_729 + word * 31) % 9973));
         let prompt = words.collect::<Vec<_>>().join(" ");
         let sent = Instant::now();
-        stream.write_all(&target.request(&prompt, bench.tokens)).await?;
+        stream.write_all(&target.request(&prompt, bench.tokens, bench.temperature)).await?;
         let mut events = Events { pending: std::mem::take(&mut rest), ..Events::default() };
         let mut last = None;
         while !events.ended {

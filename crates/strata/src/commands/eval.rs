@@ -9,6 +9,7 @@ use serde_json::json;
 use strata_data::packing::BatchOptions;
 use strata_data::{BaseBatches, Batch, Corpus, Shard, Task, Tokenizer, records, shards};
 use strata_model::{Decoder, Inference, Input, Training, Wanted, WeightFormat};
+use strata_tensor::infer::log_sum_exp;
 use strata_tensor::{AdamW, Cpu};
 use strata_train::trainer::measure;
 
@@ -133,9 +134,7 @@ fn loss_of_decoding(model: &Inference, cpu: &Cpu, batch: &Batch) -> Result<f64> 
             for (logits, at) in logits.chunks_exact(model.config().vocab_size).zip(piece) {
                 let (target, weight) = (batch.targets[at] as usize, f64::from(batch.weights[at]));
                 if weight > 0.0 {
-                    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                    let sum: f64 = logits.iter().map(|logit| f64::from(logit - largest).exp()).sum();
-                    nats += weight * (sum.ln() - f64::from(logits[target] - largest));
+                    nats += weight * (log_sum_exp(cpu.isa(), logits) - f64::from(logits[target]));
                     targets += weight;
                 }
             }
