@@ -83,10 +83,10 @@ impl Sampler {
             return likeliest as u32;
         }
         // Shifted by the largest, so that no exponential overflows; the inverse of a tiny temperature must not either.
-        let (highest, factor) = (logits[likeliest], 1.0 / temperature.max(1e-30));
+        let (highest, temperature) = (logits[likeliest], temperature.max(1e-30));
         self.weights.resize(logits.len(), 0.0);
         self.sums.resize(logits.len().div_ceil(WEIGHTS), 0.0);
-        softmax_weights(self.isa, logits, highest, factor, &mut self.weights, &mut self.sums);
+        softmax_weights(self.isa, logits, highest, 1.0 / temperature, &mut self.weights, &mut self.sums);
         let point = self.random.random::<f64>();
         let few = top_k > 0 && top_k < logits.len();
         let chosen = if few || top_p > 0.0 && top_p < 1.0 {
@@ -125,12 +125,15 @@ impl Sampler {
         let all: f64 = self.sums.iter().map(|sum| f64::from(*sum)).sum();
         let mut reach = 4.0;
         loop {
-            let least = if reach > 200.0 { f32::NEG_INFINITY } else { highest - reach * temperature };
+            let least = highest - reach * temperature;
             let mut found: Vec<(u32, f32)> =
                 (0u32..).zip(logits.iter().copied()).filter(|c| c.1 >= least).collect();
-            let sum: f64 = found.iter().map(|c| weight_of(c.0)).sum();
-            let enough = if few { found.len() >= top_k } else { sum >= all * f64::from(top_p) };
-            if !enough && least > f32::NEG_INFINITY {
+            let enough = match few {
+                true => found.len() >= top_k,
+                false => found.iter().map(|c| weight_of(c.0)).sum::<f64>() >= all * f64::from(top_p),
+            };
+            // What lies further below weighs nothing in f32.
+            if !enough && reach < 128.0 {
                 reach *= 2.0;
                 continue;
             }

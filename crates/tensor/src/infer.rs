@@ -139,6 +139,7 @@ pub fn extend<'a>(
         rest = others;
         pieces.extend(cache.extend(own));
     }
+    assert!(rest.is_empty(), "{} elements of no sequence", rest.len());
     // Rounding takes the time of some four multiply-adds.
     let shared = cpu.small_ranges(4 * qkv.len(), pieces.len(), 1).len() > 1;
     if shared {

@@ -327,10 +327,13 @@ fn write(
 }
 
 fn likeliest(all: &[f32], count: usize) -> Vec<(u32, f32)> {
+    if count == 0 {
+        return Vec::new();
+    }
     let mut order: Vec<(u32, f32)> = (0u32..).zip(all.iter().copied()).collect();
     let likelier = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
     let count = count.min(order.len());
-    if count > 0 && count < order.len() {
+    if count < order.len() {
         order.select_nth_unstable_by(count, likelier);
     }
     order.truncate(count);

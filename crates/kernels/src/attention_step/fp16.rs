@@ -1,7 +1,8 @@
 //! Attention in arithmetic of fp16. Keys and values have a scale each, weights one for every group of positions.
 //!
-//! Rows of a tile are multiplied with all that the last of them sees: what a row does not see has the weight zero, and whatever
-//! is in memory is finite there. So a row's sums have the same bits in any tile.
+//! Rows of a tile are multiplied with all that the last of them sees: what a row does not see has the weight zero, and the words
+//! of values are finite. So a row's sums have the same bits in any tile. Keys need not be finite: one that is not spoils the scores
+//! of its own position, which are overwritten for those who do not see it.
 
 use super::{Part, ROWS, Scratch, exponentials};
 use crate::cache::KeyValueCache;

@@ -349,7 +349,7 @@ mod tests {
             // 1/512 of itself, and so their average. In fp16 all is rounded to 11 bits, and up to 64 sums of magnitude one are, each
             // by up to 1/4096: in any direction, so that eight times as much is a deviation.
             let tolerance = if both || in_fp16 { 1.0 / 256.0 } else { 2e-6 };
-            for (dimension, key_value_heads) in [(6, 2), (7, 4), (40, 1), (32, 4)] {
+            for (dimension, key_value_heads) in [(6, 2), (7, 4), (40, 1), (32, 4), (160, 4)] {
                 let heads = Heads { heads: 4, key_value_heads, dimension };
                 for (tokens, first) in [(1, 0), (1, 9), (3, 4), (9, 0), (2, 63), (70, 5), (1, 260)] {
                     let qkv: Vec<f32> = random.elements((first + tokens) * heads.row());
@@ -390,10 +390,12 @@ mod tests {
         let mut random = Random::new(23);
         let heads = Heads { heads: 1, key_value_heads: 1, dimension: 40 };
         let tokens = 300;
-        for (isa, format) in combinations() {
+        // Powers of two of the values: of all sizes, and all tiny. A third of them are zeros.
+        let powers = [-40..40, -45..-37].map(|range: Range<i32>| range.collect::<Vec<_>>());
+        for ((isa, format), powers) in combinations().flat_map(|c| powers.iter().map(move |p| (c, p))) {
             let mut qkv: Vec<f32> = random.elements(tokens * heads.row());
             for (t, row) in qkv.chunks_exact_mut(heads.row()).enumerate() {
-                let value = 2f32.powi((t * 7 % 80) as i32 - 40);
+                let value = if t % 3 == 1 { 0.0 } else { 2f32.powi(powers[t * 7 % powers.len()]) };
                 row[heads.value_start(0)..].iter_mut().for_each(|v| *v *= value);
                 // Scores stay below a few hundredths, so that every value has its part in the average.
                 let key = 2f32.powi((t * 11 % 50) as i32 - 25);
@@ -434,11 +436,36 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_finite_changes_no_bit_of_those_before_it_around_the_border_of_a_group() {
+        let mut random = Random::new(29);
+        let heads = Heads { heads: 1, key_value_heads: 1, dimension: 8 };
+        let qkv: Vec<f32> = random.elements(140 * heads.row());
+        for (isa, format) in combinations() {
+            let clean = attend(&mut KeyValueCache::new(isa, heads, format), &qkv);
+            for (broken, bad) in
+                [(63, f32::NAN), (127, f32::INFINITY), (128, f32::NAN), (129, -f32::INFINITY)]
+            {
+                for place in [heads.key_start(0), heads.value_start(0)] {
+                    let mut qkv = qkv.clone();
+                    qkv[broken * heads.row() + place + 3] = bad;
+                    let output = attend(&mut KeyValueCache::new(isa, heads, format), &qkv);
+                    let before = ..broken * heads.query_row();
+                    let same =
+                        output[before].iter().zip(&clean[before]).all(|(a, b)| a.to_bits() == b.to_bits());
+                    assert!(same, "{isa:?} {format:?}: {bad} at {broken}");
+                    let seen = &output[broken * heads.query_row()..];
+                    assert!(place == heads.key_start(0) || seen.chunks(8).all(|row| !row[3].is_finite()));
+                }
+            }
+        }
+    }
+
+    #[test]
     fn a_token_has_the_same_bits_alone_and_in_any_piece_of_a_prompt() {
         let mut random = Random::new(31);
         let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
         for (isa, format) in combinations() {
-            for (heads, key_value_heads, dimension) in [(4, 4, 32), (6, 2, 10), (3, 1, 64)] {
+            for (heads, key_value_heads, dimension) in [(4, 4, 32), (6, 2, 10), (3, 1, 64), (1, 1, 160)] {
                 let heads = Heads { heads, key_value_heads, dimension };
                 let tokens = 150;
                 let qkv: Vec<f32> = random.elements(tokens * heads.row());

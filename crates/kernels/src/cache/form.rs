@@ -12,8 +12,8 @@ pub enum CacheFormat {
     /// f32: the reference.
     F32,
     /// bf16: half the bytes. Where dot products of bf16 are used ([`Isa::prefers_bf16_dot`](crate::Isa::prefers_bf16_dot)), queries and the
-    /// weights of attention are rounded too. Where [`Isa::attends_in_fp16`](crate::Isa::attends_in_fp16) says so, all of these are fp16 instead, with a
-    /// scale for each position and head.
+    /// weights of attention are rounded too. Where [`Isa::attends_in_fp16`](crate::Isa::attends_in_fp16) says so, all of these are fp16 instead, with
+    /// scales in f32: of keys and values two for each position and head.
     Bf16,
 }
 

@@ -18,8 +18,8 @@ use form::Form;
 /// position (or pair by pair), head after head, each filled up with zeros to whole panels of dimensions. So both grow at
 /// their end.
 ///
-/// In fp16 every head of a panel of keys begins with the scales of its keys and ends with those of its values. The words are
-/// finite, so that zero times what nobody sees is zero.
+/// In fp16 every head of a panel of keys begins with the scales of its keys and ends with those of its values. The words of values
+/// are finite, so that zero times what nobody sees is zero.
 #[derive(Clone, Debug)]
 pub struct KeyValueCache {
     form: Form,
@@ -28,8 +28,8 @@ pub struct KeyValueCache {
     values: Lines,
 }
 
-/// Positions that there is room for with the first one.
-const FIRST_POSITIONS: usize = 64;
+/// Positions to come that there is room for with the first ones.
+const FURTHER_POSITIONS: usize = 64;
 
 impl KeyValueCache {
     /// A cache without positions, for the tiles of `isa`.
@@ -113,7 +113,7 @@ impl KeyValueCache {
     fn fit(&mut self) {
         if self.length > 0 && self.keys.bytes() == 0 {
             // Growing bit by bit from nothing costs a short answer more than its attention.
-            let (keys, values) = self.form.words(self.length.max(FIRST_POSITIONS));
+            let (keys, values) = self.form.words(self.length + FURTHER_POSITIONS);
             self.keys.reserve(keys);
             self.values.reserve(values);
         }

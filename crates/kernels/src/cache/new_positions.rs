@@ -1,6 +1,6 @@
 //! Places of new keys and values.
 
-use super::form::{CacheFormat, Form, Layout};
+use super::form::{CacheFormat, Form};
 #[cfg(target_arch = "x86_64")]
 use crate::grouped::fp16;
 use crate::tile::bfloat16;
@@ -31,7 +31,7 @@ impl NewPositions<'_> {
                 row[heads.key_start(0)..].split_at(heads.value_start(0) - heads.key_start(0));
             match self.form.layout() {
                 #[cfg(target_arch = "x86_64")]
-                Layout::Fp16 => self.write_fp16(self.first + i, keys, values),
+                super::form::Layout::Fp16 => self.write_fp16(self.first + i, keys, values),
                 _ => self.write_plain(self.first + i, keys, values),
             }
         }

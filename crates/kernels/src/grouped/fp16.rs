@@ -134,7 +134,8 @@ pub(crate) fn fill_column(isa: Isa, row: &[f32], columns: usize, column: usize, 
 }
 
 /// Rounds values by one scale for all, which is returned, and sets one half of a word for each: the first, or the second. Where one
-/// of the values is not finite the halves are zero, and the scale is not a number.
+/// of the values is not finite the halves are zero, and the scale is not a number; where all are zero, so is the scale: what it is
+/// multiplied into then takes no room from others.
 ///
 /// # Panics
 /// Where the CPU lacks the instructions.
@@ -143,7 +144,11 @@ pub(crate) fn set_halves(isa: Isa, values: &[f32], second: bool, words: &mut [u3
     fn set(values: &[f32], second: bool, words: &mut [u32]) -> f32 {
         let largest = largest(values);
         let finite = largest < f32::INFINITY.to_bits();
-        let (factor, scale) = if finite { scale(largest) } else { (0.0, f32::NAN) };
+        let (factor, scale) = match largest {
+            0 => (0.0, 0.0),
+            _ if finite => scale(largest),
+            _ => (0.0, f32::NAN),
+        };
         let keep = _mm512_set1_epi32(if second { 0xffff } else { 0 });
         let shift = _mm_cvtsi32_si128(if second { 16 } else { 0 });
         for (values, words) in values.chunks(16).zip(words.chunks_mut(16)) {

@@ -109,6 +109,7 @@ pub(crate) enum Right<'a> {
     /// Scales, then words, group after group.
     Scaled { words: &'a [u32], stride: usize },
     /// One group of words without scales, `step` apart.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     Plain { words: &'a [u32], stride: usize, step: usize },
 }
 
