@@ -311,7 +311,7 @@ impl Constraint {
             return true;
         }
         let Place { json, strict } = self.place;
-        let sound = |id: u32| !strict || json.allows(vocabulary.bytes(id), vocabulary.quotes[id as usize]);
+        let sound = |id: u32| !strict || json.allows(vocabulary.quotes[id as usize], || vocabulary.bytes(id));
         for (id, logit) in (0u32..).zip(logits) {
             if !(allowed.is_allowed(id) && sound(id)) {
                 *logit = f32::NEG_INFINITY;
