@@ -117,3 +117,22 @@ def keys(binary: str, home: Path, *arguments: str) -> dict:
     environment = {**os.environ, "STRATA_HOME": str(home)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     return json.loads(done.stdout)
+
+
+# What a model that barely learnt anything answers with some words.
+QUESTIONS = (
+    "Tell me about the town.",
+    "Summarise in one sentence: Kebi lives in Tunwick and sells lamps at the market.",
+    "Repeat these words: river, window, garden",
+)
+
+
+def long_answer(ask) -> tuple[list, str]:
+    """The first messages that `ask` answers with enough text to be stopped within, and the answer."""
+    answers = []
+    for question in QUESTIONS:
+        messages = [{"role": "user", "content": question}]
+        answers.append(ask(messages))
+        if len(answers[-1]) >= 8:
+            return messages, answers[-1]
+    raise AssertionError(f"no answer is long enough to be stopped: {answers}")

@@ -12,7 +12,7 @@ import openai
 import pydantic
 import pytest
 
-from running import PATIENCE, Running
+from running import PATIENCE, Running, long_answer
 
 HELLO = [{"role": "user", "content": "Hello, how are you today?"}]
 
@@ -152,12 +152,14 @@ def test_three_answers_are_streamed_side_by_side(client, model):
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("listed", [False, True])
 def test_a_stop_string_ends_an_answer_and_is_not_part_of_it(client, model, streamed, listed):
-    whole = client.chat.completions.create(model=model, messages=HELLO, temperature=0, max_tokens=40)
-    text = whole.choices[0].message.content
-    if len(text) < 8:
-        pytest.skip("the model says too little to be stopped")
+    options = {"model": model, "temperature": 0, "max_tokens": 40}
+
+    def ask(messages: list) -> str:
+        whole = client.chat.completions.create(messages=messages, **options)
+        return whole.choices[0].message.content
+
+    options["messages"], text = long_answer(ask)
     stop = text[4:7]
-    options = {"model": model, "messages": HELLO, "temperature": 0, "max_tokens": 40}
     options["stop"] = ["\u0000no", stop] if listed else stop
     if streamed:
         chunks = list(client.chat.completions.create(stream=True, **options))
