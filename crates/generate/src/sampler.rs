@@ -88,9 +88,10 @@ impl Sampler {
         self.sums.resize(logits.len().div_ceil(WEIGHTS), 0.0);
         softmax_weights(self.isa, logits, highest, 1.0 / temperature, &mut self.weights, &mut self.sums);
         let point = self.random.random::<f64>();
-        let few = top_k > 0 && top_k < logits.len();
-        let chosen = if few || top_p > 0.0 && top_p < 1.0 {
-            let candidates = self.candidates(logits, highest, temperature);
+        let most = (top_k > 0 && top_k < logits.len()).then_some(top_k);
+        let share = (top_p > 0.0 && top_p < 1.0).then_some(f64::from(top_p));
+        let chosen = if most.is_some() || share.is_some() {
+            let candidates = self.candidates(logits, (highest, temperature), most, share.unwrap_or(1.0));
             let weights = candidates.iter().map(|c| self.weights[c.0 as usize]);
             let sum: f64 = weights.clone().map(f64::from).sum();
             at(weights, point * sum).map(|place| candidates[place].0)
@@ -102,7 +103,7 @@ impl Sampler {
 
     /// The token at a point, between 0 and 1, of the weights of all, one after the other.
     fn among_all(&self, point: f64) -> Option<u32> {
-        let point = point * self.sums.iter().map(|sum| f64::from(*sum)).sum::<f64>();
+        let point = point * self.total();
         let mut below = 0.0;
         for (block, sum) in self.sums.iter().enumerate() {
             if below + f64::from(*sum) > point {
@@ -116,34 +117,44 @@ impl Sampler {
         None
     }
 
-    /// What may be chosen where not every token may: the `top_k` likeliest of all, then the likeliest of these whose weights
-    /// reach `top_p` of theirs. They are looked for among the tokens of the largest logits: mostly few have nearly all weight.
-    fn candidates(&self, logits: &[f32], highest: f32, temperature: f32) -> Vec<(u32, f32)> {
-        let Sampling { top_k, top_p, .. } = self.sampling;
+    /// The weights of all tokens together.
+    fn total(&self) -> f64 {
+        self.sums.iter().map(|sum| f64::from(*sum)).sum()
+    }
+
+    /// What may be chosen where not every token may: the `most` likeliest of all, then the likeliest of these whose weights
+    /// reach a `share` of theirs. They are looked for among the tokens of the largest logits: mostly few have nearly all weight.
+    fn candidates(
+        &self,
+        logits: &[f32],
+        (highest, temperature): (f32, f32),
+        most: Option<usize>,
+        share: f64,
+    ) -> Vec<(u32, f32)> {
         let weight_of = |token: u32| f64::from(self.weights[token as usize]);
-        let few = top_k > 0 && top_k < logits.len();
-        let all: f64 = self.sums.iter().map(|sum| f64::from(*sum)).sum();
+        let sum_of = |tokens: &[(u32, f32)]| tokens.iter().map(|c| weight_of(c.0)).sum::<f64>();
+        let all = self.total();
         let mut reach = 4.0;
         loop {
             let least = highest - reach * temperature;
             let mut found: Vec<(u32, f32)> =
                 (0u32..).zip(logits.iter().copied()).filter(|c| c.1 >= least).collect();
-            let enough = match few {
-                true => found.len() >= top_k,
-                false => found.iter().map(|c| weight_of(c.0)).sum::<f64>() >= all * f64::from(top_p),
+            let enough = match most {
+                Some(most) => found.len() >= most,
+                None => sum_of(&found) >= all * share,
             };
             // What lies further below weighs nothing in f32.
             if !enough && reach < 128.0 {
                 reach *= 2.0;
                 continue;
             }
-            if few && top_k < found.len() {
-                found.select_nth_unstable_by(top_k - 1, likelier);
-                found.truncate(top_k);
+            if let Some(most) = most.filter(|most| *most < found.len()) {
+                found.select_nth_unstable_by(most - 1, likelier);
+                found.truncate(most);
             }
-            if top_p > 0.0 && top_p < 1.0 {
-                let all = if few { found.iter().map(|c| weight_of(c.0)).sum() } else { all };
-                keep_likeliest(&mut found, all * f64::from(top_p), weight_of);
+            if share < 1.0 {
+                let all = if most.is_some() { sum_of(&found) } else { all };
+                keep_likeliest(&mut found, all * share, weight_of);
             }
             return found;
         }

@@ -7,7 +7,7 @@
 use super::{Part, ROWS, Scratch, exponentials};
 use crate::cache::KeyValueCache;
 use crate::grouped::fp16::{ELEMENTS, Fp16, prepare};
-use crate::grouped::{self, Family, GROUP, Left, Right, multiply, multiply_singles};
+use crate::grouped::{self, Family, GROUP, Left, Right, Shape, multiply};
 use crate::projection::{columns, tiles};
 use crate::tile::{Panels, power_of_two_up_to};
 use crate::{BlockMut, Store};
@@ -36,28 +36,19 @@ pub(super) fn block(
     let width = panels * columns;
     let scores = scores.at_least(all * width);
     let mut place = BlockMut::new(scores, width);
-    let tile_rows = tiles(Fp16::ROWS, count).next().map_or(1, |tile| tile.len());
+    let together = Together::of(count);
     let steps = d.div_ceil(ELEMENTS);
-    for side in side_by_side(count, part.heads.len()) {
-        let head = part.heads.start + side.start;
-        let left = |row| Left { words: &prepared[row * row_words..], ends: steps, stride: row_words };
+    for side in together.heads(part.heads.len()) {
         let mut panel = 0;
         while panel < panels {
-            let Panels { data: words, stride, .. } = cache.keys(head, panel);
-            if count == 1 {
-                let keys = Right::Scaled { words, stride: cache.head_words() };
-                let (left, corner) = (left(side.start), (side.start, panel * columns));
-                let shape = (side.len(), steps);
-                multiply_singles::<Fp16>(isa, shape, left, keys, &mut place, corner, Store::Overwrite);
-                panel += 1;
-                continue;
-            }
-            let keys = Right::Scaled { words, stride };
-            let next = power_of_two_up_to(Fp16::side_by_side(tile_rows), panels - panel);
+            let Panels { data: words, stride, .. } = cache.keys(part.heads.start + side.start, panel);
+            let keys = Right::Scaled { words, stride: together.stride(stride, cache.head_words()) };
+            let next = together.panels(panels - panel);
             for tile in tiles(Fp16::ROWS, count) {
                 let row = side.start * count + tile.start;
-                let (shape, corner) = ((tile.len(), next, steps), (row, panel * columns));
-                multiply::<Fp16>(isa, shape, left(row), keys, &mut place, corner, Store::Overwrite);
+                let left = Left { words: &prepared[row * row_words..], ends: steps, stride: row_words };
+                let (shape, corner) = (together.shape(&tile, &side, next), (row, panel * columns));
+                multiply::<Fp16>(isa, (shape, steps), left, keys, &mut place, corner, Store::Overwrite);
             }
             panel += next;
         }
@@ -79,33 +70,25 @@ pub(super) fn block(
 
     let sums = sums.at_least(all * padded);
     let mut place = BlockMut::new(sums, padded);
-    for side in side_by_side(count, part.heads.len()) {
+    for side in together.heads(part.heads.len()) {
         for group in 0..seen(count - 1).div_ceil(GROUP) {
             let first = group * GROUP / ELEMENTS;
             let ends = width / ELEMENTS - first + 2 * group;
-            let left = |row| Left { words: &weights[row * row_words + first..], ends, stride: row_words };
             let store = if group == 0 { Store::Overwrite } else { Store::Accumulate };
             let Panels { data, stride, depth_stride: step } =
                 cache.values(part.heads.start + side.start, group * GROUP);
-            let values = |panel, stride| Right::Plain { words: &data[panel * columns..], stride, step };
-            let steps = |tile: &Range<usize>| {
-                seen(tile.end - 1).saturating_sub(group * GROUP).min(GROUP).div_ceil(ELEMENTS)
-            };
-            if count == 1 {
-                let shape = (side.len(), steps(&(0..1)));
-                for panel in 0..padded / columns {
-                    let (values, corner) = (values(panel, padded), (side.start, panel * columns));
-                    multiply_singles::<Fp16>(isa, shape, left(side.start), values, &mut place, corner, store);
-                }
-                continue;
-            }
-            for tile in tiles(Fp16::ROWS, count).filter(|tile| steps(tile) > 0) {
+            let stride = together.stride(stride, padded);
+            for tile in tiles(Fp16::ROWS, count) {
+                let positions = seen(tile.end - 1).saturating_sub(group * GROUP).min(GROUP);
                 let row = side.start * count + tile.start;
+                let left = Left { words: &weights[row * row_words + first..], ends, stride: row_words };
                 let mut panel = 0;
-                while panel < padded / columns {
-                    let next = power_of_two_up_to(Fp16::side_by_side(tile.len()), padded / columns - panel);
-                    let (shape, corner) = ((tile.len(), next, steps(&tile)), (row, panel * columns));
-                    multiply::<Fp16>(isa, shape, left(row), values(panel, stride), &mut place, corner, store);
+                while panel < padded / columns && positions > 0 {
+                    let values = Right::Plain { words: &data[panel * columns..], stride, step };
+                    let next = together.panels(padded / columns - panel);
+                    let (shape, corner) = (together.shape(&tile, &side, next), (row, panel * columns));
+                    let depth = positions.div_ceil(ELEMENTS);
+                    multiply::<Fp16>(isa, (shape, depth), left, values, &mut place, corner, store);
                     panel += next;
                 }
             }
@@ -114,14 +97,51 @@ pub(super) fn block(
     part.write(heads, (sums, padded), &inverses, output);
 }
 
-/// Heads that are computed at one time: several where each has a single row, whose sums are too few to keep a core busy.
-fn side_by_side(rows: usize, heads: usize) -> impl Iterator<Item = Range<usize>> {
-    let (most, mut start) = (if rows == 1 { 4 } else { 1 }, 0);
-    std::iter::from_fn(move || {
-        let side = start..start + power_of_two_up_to(most, heads - start);
-        start = side.end;
-        (side.end <= heads).then_some(side)
-    })
+/// What is computed in one loop: several heads where each has a single row, whose sums are too few to keep a core busy, else
+/// several panels of one head.
+#[derive(Clone, Copy)]
+struct Together {
+    heads: usize,
+    panels: usize,
+}
+
+impl Together {
+    /// For so many rows of each head.
+    fn of(rows: usize) -> Together {
+        let tile = tiles(Fp16::ROWS, rows).next().map_or(1, |tile| tile.len());
+        if rows == 1 {
+            Together { heads: 4, panels: 1 }
+        } else {
+            Together { heads: 1, panels: Fp16::side_by_side(tile) }
+        }
+    }
+
+    /// All `heads`, so many at one time.
+    fn heads(self, heads: usize) -> impl Iterator<Item = Range<usize>> {
+        let mut start = 0;
+        std::iter::from_fn(move || {
+            let side = start..start + power_of_two_up_to(self.heads, heads - start);
+            start = side.end;
+            (side.end <= heads).then_some(side)
+        })
+    }
+
+    /// Panels at one time where so many are left.
+    fn panels(self, left: usize) -> usize {
+        power_of_two_up_to(self.panels, left)
+    }
+
+    /// How far the next panel is: that of the same head, or the same of the next.
+    fn stride(self, panel: usize, head: usize) -> usize {
+        if self.heads > 1 { head } else { panel }
+    }
+
+    fn shape(self, tile: &Range<usize>, heads: &Range<usize>, panels: usize) -> Shape {
+        match self.heads {
+            1 => Shape::Whole { rows: tile.len(), panels },
+            _ => Shape::Singles(heads.len()),
+        }
+    }
 }
 
 per_isa! {

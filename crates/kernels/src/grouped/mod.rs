@@ -113,58 +113,35 @@ pub(crate) enum Right<'a> {
     Plain { words: &'a [u32], stride: usize, step: usize },
 }
 
-/// A tile of `rows` times `panels` over `steps` words of depth, from (`row`, `column`) of the block on.
+/// What a tile is made of.
+#[derive(Clone, Copy)]
+pub(crate) enum Shape {
+    /// Rows times panels.
+    Whole { rows: usize, panels: usize },
+    /// 1, 2 or 4 rows, each times a panel of its own.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    Singles(usize),
+}
+
+/// A tile over `steps` words of depth, from (`row`, `column`) of the block on.
 ///
 /// # Panics
 /// Where `isa` lacks the instructions or an operand is too short.
 #[inline(always)]
 pub(crate) fn multiply<F: Family>(
     isa: Isa,
-    (rows, panels, steps): (usize, usize, usize),
+    (shape, steps): (Shape, usize),
     a: Left<'_>,
     b: Right<'_>,
     c: &mut BlockMut<'_, f32>,
     (row, column): (usize, usize),
     store: Store,
 ) {
-    assert!(F::usable(isa));
-    let c = c.place(row..row + rows, column..column + panels * F::COLUMNS);
-    let operands = checked::<F>((rows, panels, steps), a, b, c, store);
-    // SAFETY: usable, and the lengths were checked, the place in C by the block.
-    unsafe { F::run(rows, panels, &operands) };
-}
-
-/// 1, 2 or 4 rows from (`row`, `column`) of the block on, each a row of A times a panel of its own.
-///
-/// # Panics
-/// As [`multiply`] does.
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
-#[inline(always)]
-pub(crate) fn multiply_singles<F: Family>(
-    isa: Isa,
-    (count, steps): (usize, usize),
-    a: Left<'_>,
-    b: Right<'_>,
-    c: &mut BlockMut<'_, f32>,
-    (row, column): (usize, usize),
-    store: Store,
-) {
-    assert!(F::usable(isa));
-    let c = c.place(row..row + count, column..column + F::COLUMNS);
-    let operands = checked::<F>((count, count, steps), a, b, c, store);
-    // SAFETY: as above.
-    unsafe { F::run_singles(count, &operands) };
-}
-
-#[inline(always)]
-fn checked<F: Family>(
-    (rows, panels, steps): (usize, usize, usize),
-    a: Left<'_>,
-    b: Right<'_>,
-    (c, c_stride): (*mut f32, usize),
-    store: Store,
-) -> Operands {
-    assert!(rows > 0 && panels > 0);
+    let (rows, panels, side_by_side) = match shape {
+        Shape::Whole { rows, panels } => (rows, panels, panels),
+        Shape::Singles(count) => (count, count, 1),
+    };
+    assert!(F::usable(isa) && rows > 0 && panels > 0);
     let groups = steps.div_ceil(GROUP / F::ELEMENTS);
     assert!(a.words.len() >= (rows - 1) * a.stride + steps.max(a.ends + 2 * groups));
     let (words, right_stride, right_step, scales, scales_stride) = match b {
@@ -178,7 +155,8 @@ fn checked<F: Family>(
             (words, stride, step, ONES.as_ptr(), 0)
         }
     };
-    Operands {
+    let (c, c_stride) = c.place(row..row + rows, column..column + side_by_side * F::COLUMNS);
+    let operands = Operands {
         left: a.words.as_ptr(),
         ends: a.words[a.ends..].as_ptr(),
         left_stride: a.stride,
@@ -191,6 +169,13 @@ fn checked<F: Family>(
         c,
         c_stride,
         accumulate: store == Store::Accumulate,
+    };
+    // SAFETY: usable, and the lengths were checked above, the place in C by the block.
+    unsafe {
+        match shape {
+            Shape::Whole { .. } => F::run(rows, panels, &operands),
+            Shape::Singles(count) => F::run_singles(count, &operands),
+        }
     }
 }
 
@@ -230,7 +215,7 @@ pub(crate) fn project<F: Family>(product: &Product<'_>, panels: Range<usize>, y:
                     let row = top + tile.start;
                     let words = &x[row * row_words + first..];
                     let left = Left { words, ends: steps - first + 2 * group, stride: row_words };
-                    let shape = (tile.len(), count, depth);
+                    let shape = (Shape::Whole { rows: tile.len(), panels: count }, depth);
                     if present == columns {
                         multiply::<F>(isa, shape, left, right, y, (row, column), store);
                         continue;
