@@ -1,7 +1,7 @@
 //! Causal depthwise convolution over a few tokens, then SiLU: what a Mamba block does before its scan (Gu and Dao,
 //! 2023).
 
-use crate::math::sigmoid;
+use crate::math::{array, sigmoid};
 use crate::{BlockMut, Element, Isa, MatrixRef, prefetch};
 use std::ops::Range;
 
@@ -72,7 +72,7 @@ impl<E: Element> Inputs<'_, E> {
     #[inline(always)]
     fn input<const L: usize>(&self, t: usize, lag: usize, c: usize) -> [f32; L] {
         let row = &self.x.data[(t - lag) * self.x.row_stride + c..][..L];
-        std::array::from_fn(|l| row[l].to_f32())
+        array(|l| row[l].to_f32())
     }
 
     #[inline(always)]
@@ -94,7 +94,7 @@ impl<E: Element> Inputs<'_, E> {
 #[inline(always)]
 fn lanes<const L: usize>(values: &[f32]) -> [f32; L] {
     let values = &values[..L];
-    std::array::from_fn(|l| values[l])
+    array(|l| values[l])
 }
 
 #[inline(always)]
@@ -242,7 +242,7 @@ fn backward_lanes<const L: usize, E: Element>(
         let seen = inputs.seen(t);
         let u = inputs.sums::<L>(t, seen, c);
         let d_y = &d_y.data[t * d_y.row_stride + c..][..L];
-        let d_u: [f32; L] = std::array::from_fn(|l| {
+        let d_u: [f32; L] = array(|l| {
             let gate = sigmoid(u[l]);
             d_y[l].to_f32() * gate * (1.0 + u[l] * (1.0 - gate))
         });

@@ -1,11 +1,6 @@
 //! The cell of a long short-term memory (Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000).
 
-use crate::math::sigmoid;
-
-#[inline(always)]
-fn tanh(x: f32) -> f32 {
-    2.0 * sigmoid(2.0 * x) - 1.0
-}
+use crate::math::{sigmoid, tanh};
 
 per_isa! {
     /// One token of one sequence of width W: `gates` holds what goes into input gate, forget gate, candidate and output

@@ -4,6 +4,17 @@
 /// over.
 pub(crate) const LANES: usize = 32;
 
+/// `[value(0), value(1), …]`. `std::array::from_fn` (and `map` of an array) may stay a call even for sixteen values, compiled
+/// without the instruction set of its caller: a fused multiply-add in it is then a call too.
+#[inline(always)]
+pub(crate) fn array<T: Copy + Default, const L: usize>(mut value: impl FnMut(usize) -> T) -> [T; L] {
+    let mut values = [T::default(); L];
+    for (l, to) in values.iter_mut().enumerate() {
+        *to = value(l);
+    }
+    values
+}
+
 /// `a · b + c`, rounded once if `FUSED`.
 #[inline(always)]
 fn multiply_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
@@ -56,6 +67,12 @@ macro_rules! functions {
             1.0 / (1.0 + exp(-x))
         }
 
+        /// The hyperbolic tangent.
+        #[inline(always)]
+        pub fn tanh(x: f32) -> f32 {
+            2.0 * sigmoid(2.0 * x) - 1.0
+        }
+
         /// `ln(1 + e^x)`, relative error below 5e-7 down to -87.3 and 0 below; NaN stays NaN.
         /// With `z = e^-|x|` it is `max(x, 0) + ln(1 + z)`, and `ln(1 + z) = 2·artanh(z / (2 + z))`, whose series needs eight
         /// terms where its argument is at most a third.
@@ -69,7 +86,8 @@ macro_rules! functions {
 functions!(false);
 
 /// The same by fused multiply-adds, which the compiler does not make of a product and a sum. [`per_isa`] puts them in place
-/// where the instruction set has them; elsewhere each would be a call.
+/// in its body where the instruction set has them; elsewhere each would be a call. What is called from a body gets its functions as
+/// arguments.
 pub(crate) mod fused {
     functions!(true);
 }

@@ -1,5 +1,6 @@
-//! Threads for pieces of work that take microseconds, such as one matrix product of one token: they wait for each other
-//! on a shared word for a while before they sleep, because waking a sleeping thread takes longer than the work.
+//! The threads of the engine. Its pieces of work take microseconds, such as one matrix product of one token, to milliseconds, such
+//! as one of a training step: so they wait for each other on a shared word for a while before they sleep, because waking a
+//! sleeping thread takes longer than a small piece.
 
 use std::any::Any;
 use std::cell::UnsafeCell;
@@ -8,7 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long a helper looks for more work before it sleeps: longer than the choice of a token between two steps.
+/// How long a helper looks for more work before it sleeps: longer than what is between two pieces of work in decoding (the choice
+/// of a token) and in training (what one thread does alone).
 const LOOKS: Duration = Duration::from_micros(200);
 /// Turns of the waiting loop between two looks at the clock, and after which others may have the core.
 const TURNS: usize = 64;
@@ -26,12 +28,31 @@ pub struct Team {
 /// A piece of work: called with the number of the member who takes part.
 type Work<'a> = &'a (dyn Fn(usize) + Sync);
 
+/// Items that are one member's unless another comes before.
+#[repr(align(64))]
+struct Share {
+    next: AtomicUsize,
+    end: usize,
+}
+
+impl Share {
+    /// The next item that nobody has begun.
+    fn take(&self) -> Option<usize> {
+        // Looking first spares the others a write to what is taken.
+        let left = self.next.load(Ordering::Relaxed) < self.end;
+        left.then(|| self.next.fetch_add(1, Ordering::Relaxed)).filter(|index| *index < self.end)
+    }
+}
+
 struct Shared {
     /// Twice the number of pieces of work so far, plus one while the last is open, in the upper half; in the lower
     /// half how many helpers are inside.
     state: AtomicU64,
-    /// The work. Written only while it is closed and nobody is inside, read only by those inside.
+    /// The work. Written only while it is closed and nobody is inside, read only by those who came in while it was open.
     work: UnsafeCell<Option<Work<'static>>>,
+    /// Members that there are items for; the others stay outside. Whoever reads that of another piece of work finds nothing to do
+    /// there, or is missed at this one.
+    seats: AtomicUsize,
     /// What the first helper that failed panicked with.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     sleepers: AtomicUsize,
@@ -64,6 +85,7 @@ impl Team {
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
             work: UnsafeCell::new(None),
+            seats: AtomicUsize::new(0),
             panic: Mutex::new(None),
             sleepers: AtomicUsize::new(0),
             bed: Mutex::new(()),
@@ -103,16 +125,17 @@ impl Team {
             Err(std::sync::TryLockError::Poisoned(turn)) => turn.into_inner(),
             Err(std::sync::TryLockError::WouldBlock) => return alone(items),
         };
+        let count = self.members().min(items.len());
+        let start = |member: usize| member * items.len() / count;
+        let shares: Vec<Share> = (0..count)
+            .map(|member| Share { next: AtomicUsize::new(start(member)), end: start(member + 1) })
+            .collect();
         let items: Vec<Mutex<Option<T>>> = items.into_iter().map(|item| Mutex::new(Some(item))).collect();
-        let members = self.members();
-        self.shared.run(&|member| {
-            let first = member * items.len() / members;
-            for index in (first..items.len()).chain(0..first) {
-                // Locked by someone else is taken by someone else.
-                let item = items[index].try_lock().ok().and_then(|mut item| item.take());
-                if let Some(item) = item {
-                    work(item);
-                }
+        self.shared.run(items.len(), &|member| {
+            let (before, from) = shares.split_at(member.min(count));
+            for index in from.iter().chain(before).flat_map(|share| std::iter::from_fn(|| share.take())) {
+                let item = items[index].lock().unwrap_or_else(PoisonError::into_inner).take();
+                item.into_iter().for_each(&work);
             }
         });
         drop(turn);
@@ -131,13 +154,15 @@ impl Drop for Team {
 }
 
 impl Shared {
-    /// Does the work together with all helpers that come in time. The caller holds the team's turn.
-    fn run(&self, work: Work<'_>) {
+    /// Does the work, of so many `items`, together with all helpers that come in time. The caller holds the team's turn.
+    fn run(&self, items: usize, work: Work<'_>) {
         // SAFETY: the reference is used only by helpers inside, and this function returns (or unwinds) only after
         // it was closed and the last of them has left.
         let lasting = unsafe { std::mem::transmute::<Work<'_>, Work<'static>>(work) };
-        // SAFETY: it is closed and nobody is inside: the call before waited for that, and there is one at a time.
+        // SAFETY: it is closed and nobody who came in while it was open is inside: the call before waited for that, and there is
+        // one at a time.
         unsafe { *self.work.get() = Some(lasting) };
+        self.seats.store(items, Ordering::Relaxed);
         self.state.fetch_add(OPEN, Ordering::SeqCst);
         self.wake();
         let own = catch_unwind(AssertUnwindSafe(|| work(0)));
@@ -168,13 +193,19 @@ impl Shared {
     fn help(&self, member: usize) {
         let mut done = 0;
         loop {
-            let Some(state) = self.await_work(done) else { return };
-            if self.state.compare_exchange(state, state + 1, Ordering::SeqCst, Ordering::Relaxed).is_err() {
-                // Another helper came in at the same time, or it was closed; look again.
+            let Some(seen) = self.await_work(done) else { return };
+            if member >= self.seats.load(Ordering::Relaxed) {
+                done = seen & !INSIDE;
+                continue;
+            }
+            let state = self.state.fetch_add(1, Ordering::SeqCst);
+            if state & OPEN == 0 {
+                // It was closed in the meantime.
+                self.state.fetch_sub(1, Ordering::Release);
                 continue;
             }
             done = state & !INSIDE;
-            // SAFETY: this helper is inside, so nobody writes, and the work lives until it has left.
+            // SAFETY: it was open when this helper came in, so nobody writes, and the work lives until it has left.
             let work = unsafe { *self.work.get() };
             if let Some(work) = work
                 && let Err(panic) = catch_unwind(AssertUnwindSafe(|| work(member)))

@@ -315,7 +315,7 @@ impl Inference {
                 work.push((group, own));
                 (inputs, rest) = (others, after);
             }
-            cpu.for_each_small(work, |(group, logits)| self.with_buffers(&alone, group, wanted, logits));
+            cpu.for_each(work, |(group, logits)| self.with_buffers(&alone, group, wanted, logits));
             return Ok(());
         }
         self.with_buffers(cpu, inputs, wanted, logits);

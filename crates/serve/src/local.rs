@@ -48,9 +48,12 @@ impl LocalModel {
         stop.extend(&config.eos);
         stop.sort_unstable();
         stop.dedup();
-        let model = Inference::with_format(decoder, cpu, settings.weights);
-        let engine = Engine::start(model, tokenizer.clone(), cpu.clone(), settings)
-            .map_err(|error| format!("starting the engine's threads: {error}"))?;
+        let threads = |error| format!("starting the engine's threads: {error}");
+        // Threads of its own, as those of `cpu` may be at work for another model, and work for one caller at a time.
+        let loading = Cpu::new(cpu.isa(), cpu.threads()).map_err(threads)?;
+        let model = Inference::with_format(decoder, &loading, settings.weights);
+        drop(loading);
+        let engine = Engine::start(model, tokenizer.clone(), cpu.clone(), settings).map_err(threads)?;
         Ok(LocalModel {
             tokenizer,
             engine,

@@ -65,19 +65,19 @@ pub fn project(cpu: &Cpu, x: &[f32], weight: &PackedWeight, words: &mut Vec<u32>
         }
         let words = &mut words[..needed];
         // Rounding takes the time of some four multiply-adds.
-        let ranges = cpu.small_ranges(4 * x.len(), rows.len(), 1);
+        let ranges = cpu.ranges_for(4 * x.len(), rows.len(), 1);
         let items: Vec<_> = ranges.iter().zip(rows_mut(words, weight.row_words(), &ranges)).collect();
-        cpu.for_each_small(items, |(rows, words)| {
+        cpu.for_each(items, |(rows, words)| {
             weight.prepare(&x[rows.start * weight.inputs()..rows.end * weight.inputs()], words);
         });
         Rows::Prepared(words)
     };
     // Few rows are multiplied with up to four panels at a time.
     let grain = if rows.len() <= 2 && weight.panels() >= 16 * cpu.threads() { 4 } else { 1 };
-    let panels = cpu.small_ranges(x.len() * weight.outputs(), weight.panels(), grain);
+    let panels = cpu.ranges_for(x.len() * weight.outputs(), weight.panels(), grain);
     let columns: Vec<_> = panels.iter().map(|panels| weight.outputs_of(panels.clone())).collect();
     let blocks = grid::split(y, weight.outputs(), std::slice::from_ref(&rows), &columns);
-    cpu.for_each_small(panels.into_iter().zip(blocks).collect(), |(panels, mut y)| {
+    cpu.for_each(panels.into_iter().zip(blocks).collect(), |(panels, mut y)| {
         weight.project(inputs, panels, &mut y);
     });
 }
@@ -85,9 +85,9 @@ pub fn project(cpu: &Cpu, x: &[f32], weight: &PackedWeight, words: &mut Vec<u32>
 /// `y = weight · x / sqrt(mean(x²) + epsilon)` for every row of `weight.len()` elements.
 pub fn rms_norm(cpu: &Cpu, x: &[f32], weight: &[f32], epsilon: f32, y: &mut [f32]) {
     let width = weight.len();
-    let ranges = cpu.small_ranges(x.len(), x.len() / width, 1);
+    let ranges = cpu.ranges_for(x.len(), x.len() / width, 1);
     let items: Vec<_> = ranges.iter().zip(rows_mut(y, width, &ranges)).collect();
-    cpu.for_each_small(items, |(rows, y)| {
+    cpu.for_each(items, |(rows, y)| {
         let x = &x[rows.start * width..rows.end * width];
         norm::rms_norm_forward(cpu.isa(), x, weight, epsilon, y, &mut vec![0.0; rows.len()]);
     });
@@ -95,9 +95,9 @@ pub fn rms_norm(cpu: &Cpu, x: &[f32], weight: &[f32], epsilon: f32, y: &mut [f32
 
 /// `x += delta` for rows of `width` elements.
 pub fn add(cpu: &Cpu, x: &mut [f32], delta: &[f32], width: usize) {
-    let ranges = cpu.small_ranges(x.len(), x.len() / width, 1);
+    let ranges = cpu.ranges_for(x.len(), x.len() / width, 1);
     let items: Vec<_> = ranges.iter().zip(rows_mut(x, width, &ranges)).collect();
-    cpu.for_each_small(items, |(rows, x)| {
+    cpu.for_each(items, |(rows, x)| {
         add_assign(cpu.isa(), &delta[rows.start * width..rows.end * width], x);
     });
 }
@@ -105,18 +105,18 @@ pub fn add(cpu: &Cpu, x: &mut [f32], delta: &[f32], width: usize) {
 /// `y = silu(gate) · up` for rows of `width` gates, then `width` ups.
 pub fn swiglu(cpu: &Cpu, gate_up: &[f32], width: usize, y: &mut [f32]) {
     // An exponential and a division take the time of some ten multiply-adds.
-    let ranges = cpu.small_ranges(10 * y.len(), y.len() / width, 1);
+    let ranges = cpu.ranges_for(10 * y.len(), y.len() / width, 1);
     let items: Vec<_> = ranges.iter().zip(rows_mut(y, width, &ranges)).collect();
-    cpu.for_each_small(items, |(rows, y)| {
+    cpu.for_each(items, |(rows, y)| {
         kernel::swiglu_forward(cpu.isa(), &gate_up[rows.start * 2 * width..rows.end * 2 * width], width, y);
     });
 }
 
 /// Turns the queries and keys of every row of `qkv` (as [`Heads`] describes it) to their positions, in place.
 pub fn rotate(cpu: &Cpu, heads: Heads, table: &RotaryTable, positions: &[usize], qkv: &mut [f32]) {
-    let ranges = cpu.small_ranges(4 * qkv.len(), positions.len(), 1);
+    let ranges = cpu.ranges_for(4 * qkv.len(), positions.len(), 1);
     let items: Vec<_> = ranges.iter().zip(rows_mut(qkv, heads.row(), &ranges)).collect();
-    cpu.for_each_small(items, |(rows, qkv)| {
+    cpu.for_each(items, |(rows, qkv)| {
         for (row, position) in qkv.chunks_exact_mut(heads.row()).zip(&positions[rows.clone()]) {
             for head in row[..heads.value_start(0)].chunks_exact_mut(heads.dimension) {
                 table.rotate(head, *position);
@@ -141,12 +141,7 @@ pub fn extend<'a>(
     }
     assert!(rest.is_empty(), "{} elements of no sequence", rest.len());
     // Rounding takes the time of some four multiply-adds.
-    let shared = cpu.small_ranges(4 * qkv.len(), pieces.len(), 1).len() > 1;
-    if shared {
-        cpu.for_each_small(pieces, NewPositions::write)
-    } else {
-        pieces.into_iter().for_each(NewPositions::write)
-    }
+    cpu.for_each_of(4 * qkv.len(), pieces.into_iter(), NewPositions::write);
 }
 
 /// One sequence: how many of its tokens are new, and all its keys and values, new ones included.
@@ -178,7 +173,7 @@ pub fn attention(cpu: &Cpu, heads: Heads, qkv: &[f32], sequences: &[Cached<'_>],
         end += new;
     }
     let rows: Vec<_> = pieces.iter().map(|piece| piece.rows.clone()).collect();
-    let shared = cpu.small_ranges(operations, 2, 1).len() > 1;
+    let shared = cpu.worth_sharing(operations);
     // Several heads are faster at once than one after the other.
     let side_by_side = if shared { 1 } else { heads.key_value_heads };
     let groups: Vec<_> =
@@ -192,7 +187,7 @@ pub fn attention(cpu: &Cpu, heads: Heads, qkv: &[f32], sequences: &[Cached<'_>],
         attention_step(cache, groups[i % groups.len()].clone(), qkv, *position, &mut block);
     };
     let items = blocks.into_iter().enumerate();
-    if shared { cpu.for_each_small(items.collect(), work) } else { items.for_each(work) }
+    if shared { cpu.for_each(items.collect(), work) } else { items.for_each(work) }
 }
 
 #[cfg(test)]

@@ -47,7 +47,7 @@ pub fn conv_silu(
     let channels = columns.len();
     let lags = Lags::new(filter);
     // An exponential and a division take the time of some ten multiply-adds.
-    let worth = cpu.worth_sharing(20 * y.len());
+    let operations = 20 * y.len();
     let outputs = rows_mut(y, channels, &rows);
     let work = |((sequence, rows), y): ((Carrying<'_>, &Range<usize>), &mut [f32])| {
         for (row, y) in rows.clone().zip(y.chunks_exact_mut(channels)) {
@@ -56,7 +56,7 @@ pub fn conv_silu(
         }
     };
     let items = sequences.into_iter().zip(&rows).zip(outputs);
-    if worth { cpu.for_each(items.collect(), work) } else { items.for_each(work) }
+    cpu.for_each_of(operations, items, work);
 }
 
 /// The scan of [`crate::Tape::ssm_scan`], token by token: `x` holds rows as [`ScanShape::row`] describes them, `steps`
@@ -74,7 +74,7 @@ pub fn ssm(
 ) {
     let rows = rows_of(&sequences);
     let places: Vec<_> = (0..shape.blocks()).map(|block| shape.columns_of(block)).collect();
-    let worth = cpu.worth_sharing(2 * y.len() * shape.state);
+    let operations = 2 * y.len() * shape.state;
     let outputs = grid::split(y, shape.inner(), &rows, &places);
     let size = shape.block() * shape.dimension * shape.state;
     let states = sequences.into_iter().flat_map(|sequence| sequence.state.chunks_exact_mut(size));
@@ -96,7 +96,7 @@ pub fn ssm(
         ssm_steps(cpu.isa(), scan, state, &mut y);
     };
     let items = states.zip(outputs).enumerate();
-    if worth { cpu.for_each(items.collect(), work) } else { items.for_each(work) }
+    cpu.for_each_of(operations, items, work);
 }
 
 /// [`crate::Tape::gated_norm`] of every row of `gain.len()` elements, with the gates in the columns `columns` of rows of
@@ -156,7 +156,7 @@ pub fn s4d(
     let channels = numbers.channels();
     let groups: Vec<_> = (0..width).step_by(LANES).map(|start| start..width.min(start + LANES)).collect();
     let states = channels.first().map_or(0, |group| group.a.len());
-    let worth = cpu.worth_sharing(6 * y.len() * states);
+    let operations = 6 * y.len() * states;
     let outputs = grid::split(y, width, &rows, &groups);
     let parts =
         sequences.into_iter().flat_map(|sequence| sequence.state.chunks_exact_mut(states * 2 * LANES));
@@ -170,7 +170,7 @@ pub fn s4d(
         s4d_forward(cpu.isa(), u, &channels[group], pairs, &mut y);
     };
     let items = parts.zip(outputs).enumerate();
-    if worth { cpu.for_each(items.collect(), work) } else { items.for_each(work) }
+    cpu.for_each_of(operations, items, work);
 }
 
 /// The keys and values in sight of one sequence, and its new tokens.
@@ -208,5 +208,5 @@ pub fn local_attention(
         let slots = Slots { rows: sequence.rows, position: sequence.position };
         local_attention_steps(cpu.isa(), heads, frequencies, sight, own, slots, y);
     };
-    if cpu.worth_sharing(operations) { cpu.for_each(items, work) } else { items.into_iter().for_each(work) }
+    cpu.for_each_of(operations, items.into_iter(), work);
 }

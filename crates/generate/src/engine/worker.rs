@@ -269,7 +269,7 @@ impl Worker {
             }
         };
         // What a sequence chooses is its own affair, so threads share them out.
-        self.cpu.for_each_small(items, choose);
+        self.cpu.for_each(items, choose);
     }
 }
 

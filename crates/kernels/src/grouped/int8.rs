@@ -7,7 +7,7 @@ use super::loops::family;
 use super::{Family, GROUP, Operands, Product, groups};
 #[cfg(target_arch = "x86_64")]
 use crate::Level;
-use crate::math::{LANES, fold};
+use crate::math::{LANES, array, fold};
 use crate::{BlockMut, Isa};
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
@@ -147,12 +147,12 @@ family! {
         |from: *const u32| from.cast::<[[u8; 4]; 4]>().read_unaligned(),
         |from: *const u32| from.cast::<[i8; 4]>().read_unaligned(),
         |sum: [i32; 4], x: [i8; 4], right: [[u8; 4]; 4]| {
-            std::array::from_fn::<i32, 4, _>(|i| {
+            array::<i32, 4>(|i| {
                 (0..4).fold(sum[i], |sum, k| sum + i32::from(x[k]) * i32::from(right[i][k]))
             })
         },
         |total: Four, sum: [i32; 4], x: f32, scales: Four| {
-            std::array::from_fn::<f32, 4, _>(|i| total[i] + sum[i] as f32 * (x * scales[i]))
+            array::<f32, 4>(|i| total[i] + sum[i] as f32 * (x * scales[i]))
         };
     4 rows, side by side (1 for _);
     1 x 1, 2 x 1, 3 x 1, 4 x 1

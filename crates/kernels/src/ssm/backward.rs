@@ -3,7 +3,7 @@
 use super::forward::{advance, scale_columns};
 use super::time::{HeadSteps, Steps};
 use super::{CHUNK, Extent, LANES, Scan, columns, lanes, row, store};
-use crate::math::{exp, fold, sigmoid, softplus, sum_of, sum_of_pairs};
+use crate::math::{array, exp, fold, sigmoid, softplus, sum_of, sum_of_pairs};
 use crate::{BlockMut, Element, Isa, MatrixMut, MatrixRef, Store, matmul};
 
 /// Where the gradients of a scan go.
@@ -181,9 +181,9 @@ per_isa! {
             // Loops of a length that the compiler knows; the columns behind the token are computed for nothing.
             if t < HALF {
                 masked[t * CHUNK + HALF..(t + 1) * CHUNK].fill(E::default());
-                pairs_of::<HALF, E>(pairs, t, masked, d_scores, d_sum, d_dt);
+                pairs_of::<HALF, E>(pairs, t, masked, d_scores, d_sum, d_dt, exp);
             } else {
-                pairs_of::<CHUNK, E>(pairs, t, masked, d_scores, d_sum, d_dt);
+                pairs_of::<CHUNK, E>(pairs, t, masked, d_scores, d_sum, d_dt, exp);
             }
         }
     }
@@ -199,6 +199,7 @@ fn pairs_of<const N: usize, E: Element>(
     d_scores: &mut [f32],
     d_sum: &mut [f32; CHUNK],
     d_dt: &mut [f32; CHUNK],
+    exp: impl Fn(f32) -> f32,
 ) {
     let own = t * CHUNK..t * CHUNK + N;
     let (scores, products) = (&pairs.scores[own.clone()], &pairs.products[own.clone()]);
@@ -279,7 +280,7 @@ per_isa! {
                 token.elements::<1>(p, &mut rest);
             }
             let [x_by_end, y_by_start, y_by_x] =
-                std::array::from_fn(|i| fold(&mut dots[i], |a, b| a + b) + rest[i][0]);
+                array(|i| fold(&mut dots[i], |a, b| a + b) + rest[i][0]);
             // to_end is the decay to the end times dt; the decay alone comes without a division.
             d_dt[t] += steps.left()[t] * x_by_end;
             d_sum[t] += since_start * y_by_start - to_end * x_by_end;
@@ -312,9 +313,9 @@ impl<E: Element> Token<'_, '_, E> {
         let (inside, end) = (lanes::<L, f32>(self.inside, p), lanes::<L, f32>(self.from_end, p));
         let begin = lanes::<L, f32>(self.from_start, p);
         let [skip, to_end, since_start] = self.factors;
-        store::<L, E>(std::array::from_fn(|l| inside[l] + skip * d_y[l] + to_end * end[l]), self.d_x, p);
-        store::<L, E>(std::array::from_fn(|l| to_end * x[l]), self.scaled, p);
-        store::<L, E>(std::array::from_fn(|l| since_start * d_y[l]), self.scaled_y, p);
+        store::<L, E>(array(|l| inside[l] + skip * d_y[l] + to_end * end[l]), self.d_x, p);
+        store::<L, E>(array(|l| to_end * x[l]), self.scaled, p);
+        store::<L, E>(array(|l| since_start * d_y[l]), self.scaled_y, p);
         for l in 0..L {
             dots[0][l] += x[l] * end[l];
             dots[1][l] += d_y[l] * begin[l];

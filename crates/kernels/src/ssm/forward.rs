@@ -2,7 +2,7 @@
 
 use super::time::{HeadSteps, Steps};
 use super::{CHUNK, Extent, LANES, Scan, columns, lanes, row, store};
-use crate::math::exp;
+use crate::math::{array, exp};
 use crate::{BlockMut, Element, Isa, MatrixMut, MatrixRef, Store, matmul};
 
 /// `y` (tokens by heads x P) of a segment that begins with a state of zeros.
@@ -106,7 +106,7 @@ per_isa! {
                 }
                 let (scores, sums) = (lanes::<LANES, f32>(scores, j), lanes::<LANES, f32>(sum, j));
                 let dt = lanes::<LANES, f32>(dt, j);
-                let values = std::array::from_fn(|l| {
+                let values = array(|l| {
                     let value = scores[l] * exp(sum[t] - sums[l]) * dt[l];
                     if j + l <= t { value } else { 0.0 }
                 });

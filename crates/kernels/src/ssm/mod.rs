@@ -16,7 +16,7 @@ pub use backward::{ScanGradients, ssm_scan_backward};
 pub use forward::ssm_scan_forward;
 pub use step::ssm_steps;
 
-use crate::math::softplus;
+use crate::math::array;
 use crate::{Element, MatrixRef};
 
 /// Tokens of a chunk. The products inside a chunk grow with it, those between chunks shrink.
@@ -43,12 +43,6 @@ impl<'a> Decay<'a> {
     pub fn of(&self, heads: std::ops::Range<usize>) -> Decay<'a> {
         Decay { a: &self.a[heads.clone()], d: &self.d[heads.clone()], bias: &self.bias[heads], ..*self }
     }
-}
-
-/// The time step of a raw one to which the bias was added.
-#[inline(always)]
-fn time_step(biased: f32, limits: (f32, f32)) -> f32 {
-    softplus(biased).clamp(limits.0, limits.1)
 }
 
 /// The inputs of a scan over one segment, for heads that share `b` and `c`.
@@ -116,7 +110,7 @@ fn columns<'a, E: Element>(x: &MatrixRef<'a, E>, from: usize, count: usize) -> M
 #[inline(always)]
 fn lanes<const L: usize, E: Element>(values: &[E], from: usize) -> [f32; L] {
     let values = &values[from..from + L];
-    std::array::from_fn(|l| values[l].to_f32())
+    array(|l| values[l].to_f32())
 }
 
 #[inline(always)]

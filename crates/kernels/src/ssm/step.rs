@@ -1,7 +1,7 @@
 //! The scan of one sequence token by token: what decoding computes.
 
-use super::{Extent, Scan, row, time_step};
-use crate::math::{exp, sum_of_pairs};
+use super::{Extent, Scan, row};
+use crate::math::{exp, softplus, sum_of_pairs};
 use crate::{BlockMut, Isa};
 
 /// The scan over the tokens of one sequence, one after the other, from `state` (heads, P, N), which moves on. Its bits do
@@ -15,7 +15,8 @@ pub fn ssm_steps(isa: Isa, scan: Scan<'_, f32>, state: &mut [f32], y: &mut Block
     for (head, state) in state.chunks_exact_mut(dimension * n).enumerate().take(heads) {
         let own = head * dimension..(head + 1) * dimension;
         for t in 0..tokens {
-            let dt = time_step(scan.raw.at(t, head) + scan.decay.bias[head], scan.decay.limits);
+            let (raw, (least, most)) = (scan.raw.at(t, head), scan.decay.limits);
+            let dt = softplus(raw + scan.decay.bias[head]).clamp(least, most);
             let factors = [dt, exp(dt * scan.decay.a[head]), scan.decay.d[head]];
             let x = &row(&scan.x, t)[own.clone()];
             head_step(

@@ -1,7 +1,7 @@
 //! Time steps of a chunk, and the decays that follow from them.
 
-use super::{CHUNK, Scan, time_step};
-use crate::math::exp;
+use super::{CHUNK, Scan};
+use crate::math::{exp, softplus};
 use crate::{Element, Isa};
 
 /// Of one head: a value for each token of the chunk in every array.
@@ -98,7 +98,7 @@ per_isa! {
     fn derive(steps: &mut HeadSteps, a: f32, limits: (f32, f32)) {
         // All of the arrays, whose length is known, not only the rows.
         for (dt, biased) in steps.dt.iter_mut().zip(&steps.biased) {
-            *dt = time_step(*biased, limits);
+            *dt = softplus(*biased).clamp(limits.0, limits.1);
         }
         let mut total = 0.0;
         for (sum, dt) in steps.sum.iter_mut().zip(&steps.dt) {

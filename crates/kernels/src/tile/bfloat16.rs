@@ -7,6 +7,7 @@ use crate::Isa;
 #[cfg(target_arch = "x86_64")]
 use crate::Level;
 use crate::element::Element;
+use crate::math::array;
 use crate::tile::{Operands, Tile};
 use crate::tiles::panels;
 use half::bf16;
@@ -153,7 +154,7 @@ tiles! {
         },
         |from: *const u32| from.cast::<[f32; 2]>().read_unaligned(),
         |x: [f32; 2], right: [Four; 2], sum: Four| {
-            std::array::from_fn::<f32, 4, _>(|i| (sum[i] + x[0] * right[0][i]) + x[1] * right[1][i])
+            array::<f32, 4>(|i| (sum[i] + x[0] * right[0][i]) + x[1] * right[1][i])
         };
     4 rows, side by side (2 for 1 | 2, 1 for _);
     1 x 1, 1 x 2, 2 x 1, 2 x 2, 3 x 1, 4 x 1

@@ -5,6 +5,7 @@ use crate::Isa;
 #[cfg(target_arch = "x86_64")]
 use crate::Level;
 use crate::buffer::as_words;
+use crate::math::array;
 use crate::tile::{Operands, Tile};
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
@@ -22,7 +23,7 @@ tiles! {
         |to: *mut f32, four: Four| to.cast::<Four>().write_unaligned(four),
         |from: *const u32| from.cast::<Four>().read_unaligned(),
         |from: *const u32| *from.cast::<f32>(),
-        |x: f32, right: Four, sum: Four| std::array::from_fn::<f32, 4, _>(|i| sum[i] + x * right[i]);
+        |x: f32, right: Four, sum: Four| array::<f32, 4>(|i| sum[i] + x * right[i]);
     4 rows, side by side (4 for 1, 2 for 2, 1 for _);
     1 x 1, 1 x 2, 1 x 4, 2 x 1, 2 x 2, 3 x 1, 4 x 1
 }

@@ -367,7 +367,7 @@ impl TileUnit for EmulatedTiles {
         /// 16 rows of 64 bytes, `row_bytes` apart, can be read at `start`.
         unsafe fn load(start: *const u8, row_bytes: usize) -> Tile {
             // SAFETY: the caller vouches for 16 rows; they need not be aligned.
-            std::array::from_fn(|row| unsafe {
+            crate::math::array(|row| unsafe {
                 start.add(row * row_bytes).cast::<[u16; TILE_DEPTH]>().read_unaligned()
             })
         }

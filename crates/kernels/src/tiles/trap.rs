@@ -89,7 +89,7 @@ unsafe fn carry_out(registers: &mut [libc::greg_t; 23], tiles: &mut Tiles) -> bo
         match (opcode, prefix, of_memory) {
             (0x49, NONE, true) => {
                 let config = (operand.address(registers) as *const [u8; 64]).read_unaligned();
-                let expected: [u8; 64] = std::array::from_fn(|at| match at {
+                let expected: [u8; 64] = crate::math::array(|at| match at {
                     0 => 1,
                     16..32 if at % 2 == 0 => TILE_ROW_BYTES as u8,
                     48..56 => TILE_ROWS as u8,
