@@ -114,6 +114,7 @@ struct Detected {
     avx512_bf16: bool,
     fast_bf16_dot: bool,
     avx512_vnni: bool,
+    avx_vnni: bool,
     avx512_fp16: bool,
     amx: AmxStatus,
 }
@@ -223,6 +224,11 @@ impl Isa {
         self.0 >= Level::Avx512 && detected().avx512_vnni
     }
 
+    /// Whether AVX has dot products of bytes here, as processors for desks have them that lack AVX-512; false below [`Level::Avx2`].
+    pub fn has_avx_vnni(self) -> bool {
+        self.0 >= Level::Avx2 && detected().avx_vnni
+    }
+
     /// The proof that products of bf16 are no slower than those of f32 here: by AMX tiles, AVX-512's dot products, or
     /// multiply-adds of fp16 or f32.
     pub fn bf16_unit(self) -> Option<Bf16Unit> {
@@ -276,9 +282,20 @@ fn detect() -> Detected {
     let vendor = std::arch::x86_64::__cpuid(0);
     let is_intel = [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat() == *b"GenuineIntel";
     let avx512_vnni = avx512_lacks.is_none() && std::arch::is_x86_feature_detected!("avx512vnni");
+    let avx_vnni = avx2_lacks.is_none() && std::arch::is_x86_feature_detected!("avxvnni");
     let avx512_fp16 = avx512_lacks.is_none() && std::arch::is_x86_feature_detected!("avx512fp16");
     let fast_bf16_dot = !is_intel;
-    Detected { best, avx2_lacks, avx512_lacks, avx512_bf16, fast_bf16_dot, avx512_vnni, avx512_fp16, amx }
+    Detected {
+        best,
+        avx2_lacks,
+        avx512_lacks,
+        avx512_bf16,
+        fast_bf16_dot,
+        avx512_vnni,
+        avx_vnni,
+        avx512_fp16,
+        amx,
+    }
 }
 
 #[cfg(not(target_arch = "x86_64"))]
@@ -291,6 +308,7 @@ fn detect() -> Detected {
         avx512_bf16: false,
         fast_bf16_dot: false,
         avx512_vnni: false,
+        avx_vnni: false,
         avx512_fp16: false,
         amx: AmxStatus::NotBuiltIn,
     }

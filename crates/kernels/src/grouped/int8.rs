@@ -129,6 +129,8 @@ pub(crate) fn project(product: &Product<'_>, panels: Range<usize>, y: &mut Block
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 | Level::Amx => super::project::<Avx512>(product, panels, y),
         #[cfg(target_arch = "x86_64")]
+        Level::Avx2 if product.isa.has_avx_vnni() => super::project::<AvxVnni>(product, panels, y),
+        #[cfg(target_arch = "x86_64")]
         Level::Avx2 => super::project::<Avx2>(product, panels, y),
         _ => super::project::<Portable>(product, panels, y),
     }
@@ -182,6 +184,23 @@ family! {
         };
     4 rows, side by side (2 for 1, 1 for _);
     1 x 1, 1 x 2, 2 x 1, 3 x 1, 4 x 1
+}
+
+family! {
+    #[cfg(target_arch = "x86_64")]
+    #[allow(clippy::needless_range_loop, reason = "the indices are those of registers")]
+    AvxVnni, avx_vnni, usable Isa::has_avx_vnni, features "avx2,fma,avxvnni",
+    4 elements a word,
+    vectors of 8: _mm256_setzero_ps(), _mm256_loadu_ps, _mm256_storeu_ps,
+        |from: *const u32| _mm256_set1_epi32(from.read() as i32),
+        |from: *const u32| _mm256_loadu_si256(from.cast()),
+        |from: *const u32| _mm256_set1_epi32(from.read() as i32),
+        |sum, x, right| _mm256_dpbusd_avx_epi32(sum, right, x),
+        |total, sum, x: f32, scales| {
+            _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), _mm256_mul_ps(_mm256_set1_ps(x), scales), total)
+        };
+    6 rows, side by side (4 for 1, 2 for 2, 1 for _);
+    1 x 1, 1 x 2, 1 x 4, 2 x 1, 2 x 2, 3 x 1, 4 x 1, 5 x 1, 6 x 1
 }
 
 family! {
@@ -244,6 +263,55 @@ mod tests {
             (bytes, scales, ends.iter().map(|end| end[1] as i32).collect())
         };
         Isa::available_or_trapped().into_iter().map(of).collect()
+    }
+
+    /// A product by one family, also where `project` would choose a better one.
+    #[cfg(target_arch = "x86_64")]
+    fn product<F: Family>(isa: Isa, rows: usize, inputs: usize, outputs: usize) -> Option<Vec<f32>> {
+        if !F::usable(isa) || F::COLUMNS != crate::projection::columns(isa) {
+            return None;
+        }
+        let mut random = Random::new((rows * inputs + outputs) as u64);
+        let (x, weight) = (random.elements::<f32>(rows * inputs), random.elements::<f32>(outputs * inputs));
+        let mut words = vec![0; rows * super::super::row_words(inputs, ELEMENTS)];
+        prepare(isa, inputs, &x, &mut words);
+        let panel_words = super::super::panel_words(inputs, ELEMENTS, F::COLUMNS);
+        let mut panels = vec![0; outputs.div_ceil(F::COLUMNS) * panel_words];
+        for (rows, panel) in weight.chunks(F::COLUMNS * inputs).zip(panels.chunks_exact_mut(panel_words)) {
+            fill(isa, rows, inputs, F::COLUMNS, panel);
+        }
+        let whole = 0..outputs.div_ceil(F::COLUMNS);
+        let mut y = vec![f32::NAN; rows * outputs];
+        let product = Product { isa, inputs, x: &words, panels: &panels };
+        super::super::project::<F>(&product, whole, &mut BlockMut::new(&mut y, outputs));
+        Some(y)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn families_that_a_better_one_replaces_give_the_same_bits() {
+        for (rows, inputs, outputs) in [(1, 1, 1), (1, 128, 70), (2, 130, 33), (3, 300, 129), (13, 517, 65)] {
+            let of = |isa| {
+                [
+                    product::<Avx2>(isa, rows, inputs, outputs),
+                    product::<AvxVnni>(isa, rows, inputs, outputs),
+                    product::<Avx512>(isa, rows, inputs, outputs),
+                    product::<Vnni>(isa, rows, inputs, outputs),
+                ]
+            };
+            let results: Vec<Vec<f32>> = Isa::available().into_iter().flat_map(of).flatten().collect();
+            let portable = product::<Portable>(Isa::PORTABLE, rows, inputs, outputs).unwrap();
+            for result in &results {
+                assert!(*result == results[0], "{rows} x {inputs} x {outputs}");
+                for (a, b) in result.iter().zip(&portable) {
+                    // Sums of a group are exact; a few groups are added up, here with roundings between.
+                    assert!(
+                        (a - b).abs() <= 1e-5 * inputs as f32,
+                        "{rows} x {inputs} x {outputs}: {a} not {b}"
+                    );
+                }
+            }
+        }
     }
 
     #[test]
