@@ -203,7 +203,6 @@ pub(crate) fn read(isa: Isa, panel: &[u32], columns: usize, column: usize, row: 
 
 // Of twelve rows' 24 sums the compiler keeps some in memory, which costs more than half of the speed.
 family! {
-    #[allow(clippy::needless_range_loop, reason = "the indices are those of registers")]
     Fp16, fp16, usable Isa::has_avx512_fp16, features "avx512f,avx512bw,avx512dq,avx512vl,avx512fp16",
     2 elements a word,
     vectors of 16: _mm512_setzero_ps(), _mm512_loadu_ps, _mm512_storeu_ps,

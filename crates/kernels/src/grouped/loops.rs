@@ -55,6 +55,7 @@ macro_rules! family {
         /// # Safety
         /// That of [`Family::run`].
         $(#[$meta])*
+        #[allow(clippy::needless_range_loop, reason = "the indices are those of registers")]
         $(#[target_feature(enable = $features)])?
         unsafe fn $function<const ROWS: usize, const PANELS: usize, const SINGLES: bool>(operands: &Operands) {
             let &Operands { left, left_stride, mut ends, right, right_stride, right_step, .. } = operands;

@@ -142,7 +142,6 @@ pub(crate) fn read(panel: &[u32], columns: usize, column: usize, row: &mut [f32]
 }
 
 tiles! {
-    #[allow(clippy::needless_range_loop, reason = "the indices are those of registers")]
     Portable, portable, usable |_: Isa| true,
     2 elements and 2 words a step, prepared by floats,
     vectors of 4: [0.0f32; 4],
@@ -162,7 +161,6 @@ tiles! {
 
 tiles! {
     #[cfg(target_arch = "x86_64")]
-    #[allow(clippy::needless_range_loop, reason = "the indices are those of registers")]
     Avx2, avx2, usable |isa: Isa| isa.level() >= Level::Avx2, features "avx2,fma",
     2 elements and 2 words a step, prepared by floats,
     vectors of 8: _mm256_setzero_ps(), _mm256_loadu_ps, _mm256_storeu_ps,
@@ -183,7 +181,6 @@ tiles! {
 
 tiles! {
     #[cfg(target_arch = "x86_64")]
-    #[allow(clippy::needless_range_loop, reason = "the indices are those of registers")]
     Avx512, avx512, usable |isa: Isa| isa.level() >= Level::Avx512, features "avx512f",
     2 elements and 2 words a step, prepared by floats,
     vectors of 16: _mm512_setzero_ps(), _mm512_loadu_ps, _mm512_storeu_ps,
@@ -204,7 +201,6 @@ tiles! {
 
 tiles! {
     #[cfg(target_arch = "x86_64")]
-    #[allow(clippy::needless_range_loop, reason = "the indices are those of registers")]
     Dot, dot, usable Isa::has_avx512_bf16, features "avx512f,avx512bf16",
     2 elements and 1 words a step, prepared by pairs,
     vectors of 16: _mm512_setzero_ps(), _mm512_loadu_ps, _mm512_storeu_ps,

@@ -15,7 +15,6 @@ fn copy(_: Isa, _: usize, x: &[f32], words: &mut [u32]) {
 }
 
 tiles! {
-    #[allow(clippy::needless_range_loop, reason = "the indices are those of registers")]
     Portable, portable, usable |_: Isa| true,
     1 elements and 1 words a step, prepared by copy,
     vectors of 4: [0.0f32; 4],
@@ -30,7 +29,6 @@ tiles! {
 
 tiles! {
     #[cfg(target_arch = "x86_64")]
-    #[allow(clippy::needless_range_loop, reason = "the indices are those of registers")]
     Avx2, avx2, usable |isa: Isa| isa.level() >= Level::Avx2, features "avx2,fma",
     1 elements and 1 words a step, prepared by copy,
     vectors of 8: _mm256_setzero_ps(),
@@ -42,7 +40,6 @@ tiles! {
 
 tiles! {
     #[cfg(target_arch = "x86_64")]
-    #[allow(clippy::needless_range_loop, reason = "the indices are those of registers")]
     Avx512, avx512, usable |isa: Isa| isa.level() >= Level::Avx512, features "avx512f",
     1 elements and 1 words a step, prepared by copy,
     vectors of 16: _mm512_setzero_ps(),

@@ -211,6 +211,7 @@ macro_rules! tiles {
         /// # Safety
         /// That of [`Tile::run`].
         $(#[$meta])*
+        #[allow(clippy::needless_range_loop, reason = "the indices are those of registers")]
         $(#[target_feature(enable = $features)])?
         unsafe fn $function<const ROWS: usize, const PANELS: usize>(operands: &Operands) {
             let Operands { depth, row_stride, depth_stride, panel_stride, ahead, c, c_stride, .. } = *operands;
