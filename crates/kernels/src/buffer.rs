@@ -166,9 +166,11 @@ impl Lines {
         as_words_mut(self.floats_mut())
     }
 
-    /// A copy of the beginning: `length` elements, or a little more.
-    pub(crate) fn prefix(&self, length: usize) -> Lines {
-        Lines(self.0[..length.div_ceil(16)].to_vec())
+    /// A copy of the beginning, `length` elements or a little more, with room for `room` elements in all.
+    pub(crate) fn prefix(&self, length: usize, room: usize) -> Lines {
+        let mut copy = Vec::with_capacity(room.max(length).div_ceil(16));
+        copy.extend_from_slice(&self.0[..length.div_ceil(16)]);
+        Lines(copy)
     }
 
     /// Bytes that are held, used or not.

@@ -7,8 +7,9 @@ use crate::grouped::fp16;
 use crate::grouped::{self, int8};
 use crate::matmul::pack::pack;
 use crate::tile::{self, Left, Panels, Shape, Tile, bfloat16, with_tile};
-use crate::{BlockMut, Isa, Store};
+use crate::{BlockMut, Isa, Store, prefetch};
 use std::ops::Range;
+use std::slice::Chunks;
 
 /// Rows whose inputs stay in the L2 cache while the weight passes by.
 const BLOCK_ROWS: usize = 96;
@@ -271,16 +272,18 @@ fn project<K: Tile>(weight: &PackedWeight, x: &[u32], panels: Range<usize>, y: &
     for top in (0..rows).step_by(BLOCK_ROWS) {
         let height = BLOCK_ROWS.min(rows - top);
         let tile_rows = tiles(K::ROWS, height).next().map_or(0, |tile| tile.len());
-        for start in (0..steps).step_by(block) {
-            let depth = block.min(steps - start);
-            let store = if start == 0 { Store::Overwrite } else { Store::Accumulate };
-            let mut panel = panels.start;
-            while panel < panels.end {
-                let count = tile::power_of_two_up_to(K::side_by_side(tile_rows), panels.end - panel);
+        let mut panel = panels.start;
+        while panel < panels.end {
+            let count = tile::power_of_two_up_to(K::side_by_side(tile_rows), panels.end - panel);
+            let column = (panel - panels.start) * K::COLUMNS;
+            for start in (0..steps).step_by(block) {
+                let depth = block.min(steps - start);
+                let store = if start == 0 { Store::Overwrite } else { Store::Accumulate };
                 let data = &weight.panels.words()[panel * panel_words + start * K::COLUMNS..];
                 let right = Panels { data, stride: panel_words, depth_stride: K::COLUMNS };
-                let column = (panel - panels.start) * K::COLUMNS;
+                let mut ahead = following(data, depth * K::COLUMNS, height, K::ROWS);
                 for tile in tiles(K::ROWS, height) {
+                    ahead.next().into_iter().for_each(prefetch::read_soon);
                     let row = top + tile.start;
                     let data = &x[row * row_words + start * K::WORDS..];
                     let left = Left { data, row_stride: row_words, depth_stride: K::WORDS };
@@ -291,10 +294,19 @@ fn project<K: Tile>(weight: &PackedWeight, x: &[u32], panels: Range<usize>, y: &
                         edge::<K>(weight.isa, shape, left, right, y, (row, column), store);
                     }
                 }
-                panel += count;
             }
+            panel += count;
         }
     }
+}
+
+/// While so many rows pass by the first `words` of a weight, as many that follow come nearer: a part of them with every tile of
+/// `tile_rows`.
+pub(crate) fn following(weight: &[u32], words: usize, rows: usize, tile_rows: usize) -> Chunks<'_, u32> {
+    // Few rows are done before they would be there.
+    let next = if rows > 2 * tile_rows { words..2 * words } else { 0..0 };
+    weight[next.start.min(weight.len())..next.end.min(weight.len())]
+        .chunks(words.div_ceil(rows.div_ceil(tile_rows)))
 }
 
 /// A tile whose last columns are beyond the output.

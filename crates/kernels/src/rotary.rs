@@ -50,9 +50,23 @@ impl RotaryTable {
     }
 }
 
+per_isa! {
+    /// Turns the first `heads` heads of rows of `width` elements forward, each row to its own position.
+    pub fn rotate_rows(table: &RotaryTable, positions: &[usize], heads: usize, width: usize, rows: &mut [f32]) {
+        let dimension = 2 * table.half;
+        assert!(rows.len() == positions.len() * width && heads * dimension <= width, "rotary: shapes");
+        for (row, &position) in rows.chunks_exact_mut(width).zip(positions) {
+            for head in row[..heads * dimension].chunks_exact_mut(dimension) {
+                table.rotate(head, position);
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Isa;
 
     #[test]
     fn rotation_is_undone_by_rotating_back_and_keeps_relative_angles() {
@@ -70,5 +84,34 @@ mod tests {
         table.rotate_back(&mut back, 6);
         assert!(back.iter().zip(q).all(|(a, b)| (a - b).abs() <= 1e-6));
         assert_eq!(table.positions(), 8);
+    }
+
+    #[test]
+    fn rows_are_turned_head_by_head_to_their_own_positions_and_keep_what_lies_behind_their_heads() {
+        for (half, heads, behind) in [(1, 1, 0), (3, 2, 5), (32, 3, 64), (33, 1, 1)] {
+            let frequencies: Vec<f64> = (0..half).map(|i| 0.7 / (i + 1) as f64).collect();
+            let table = RotaryTable::new(&frequencies, 9);
+            let (width, positions) = (2 * half * heads + behind, [4, 0, 8]);
+            let mut random = crate::reference::Random::new(width as u64);
+            let before: Vec<f32> = random.elements(positions.len() * width);
+            for isa in Isa::available_or_trapped() {
+                let mut rows = before.clone();
+                rotate_rows(isa, &table, &positions, heads, width, &mut rows);
+                for ((row, before), position) in rows.chunks(width).zip(before.chunks(width)).zip(positions) {
+                    for (i, (got, old)) in row.iter().zip(before).enumerate() {
+                        let at = i % (2 * half);
+                        let (angle, head) = (position as f64 * frequencies[at % half], i - at);
+                        let pair = |k: usize| before[head + k] as f64;
+                        let expected = match () {
+                            () if i >= 2 * half * heads => *old as f64,
+                            () if at < half => pair(at) * angle.cos() - pair(at + half) * angle.sin(),
+                            () => pair(at) * angle.cos() + pair(at - half) * angle.sin(),
+                        };
+                        // Two products of magnitude one and their sum.
+                        assert!((*got as f64 - expected).abs() <= 3e-7, "{isa:?} {half} {heads}: {i}");
+                    }
+                }
+            }
+        }
     }
 }

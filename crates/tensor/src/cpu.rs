@@ -114,7 +114,8 @@ impl Cpu {
         operations >= 2 * WORTH_A_MEETING && self.threads() > 1
     }
 
-    fn ranges_up_to(&self, parts: usize, n: usize, grain: usize) -> Vec<Range<usize>> {
+    /// Cuts `0..n` into at most `parts` ranges, each but the last a multiple of `grain`.
+    pub(crate) fn ranges_up_to(&self, parts: usize, n: usize, grain: usize) -> Vec<Range<usize>> {
         let share = n.div_ceil(parts).next_multiple_of(grain).max(1);
         (0..n).step_by(share).map(|start| start..n.min(start + share)).collect()
     }

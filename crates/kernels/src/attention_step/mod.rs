@@ -4,7 +4,7 @@
 use crate::attention::Heads;
 use crate::buffer::Lines;
 use crate::cache::{KeyValueCache, Layout};
-use crate::math::{LANES, exp, fold, max};
+use crate::math::{LANES, exp, max, sum_of_lanes};
 use crate::projection::tiles;
 use crate::tile::{self, Left, Panels, Shape, Tile, prepared, with_tile};
 use crate::{BlockMut, Isa, Store};
@@ -292,7 +292,7 @@ per_isa! {
                     *sum += *score;
                 }
             }
-            *inverse = 1.0 / fold(&mut sums, |a, b| a + b);
+            *inverse = 1.0 / sum_of_lanes(&sums);
         }
     }
 }

@@ -28,7 +28,7 @@ pub struct KeyValueCache {
     values: Lines,
 }
 
-/// Positions to come that there is room for with the first ones.
+/// Positions to come that there is room for with the first ones, and behind a copy.
 const FURTHER_POSITIONS: usize = 64;
 
 impl KeyValueCache {
@@ -67,11 +67,11 @@ impl KeyValueCache {
         self.form.is_as(other.form)
     }
 
-    /// A copy of the first `length` positions, or of all where there are fewer.
+    /// A copy of the first `length` positions, or of all where there are fewer, with room for some more.
     pub fn prefix(&self, length: usize) -> KeyValueCache {
         let length = length.min(self.length);
-        let (keys, values) = self.form.words(length);
-        let (keys, values) = (self.keys.prefix(keys), self.values.prefix(values));
+        let ((keys, values), room) = (self.form.words(length), self.form.words(length + FURTHER_POSITIONS));
+        let (keys, values) = (self.keys.prefix(keys, room.0), self.values.prefix(values, room.1));
         let mut cut = KeyValueCache { form: self.form, length, keys, values };
         cut.clear_half();
         cut

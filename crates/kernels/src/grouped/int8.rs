@@ -7,7 +7,7 @@ use super::loops::family;
 use super::{Family, GROUP, Operands, Product, groups};
 #[cfg(target_arch = "x86_64")]
 use crate::Level;
-use crate::math::{LANES, array, fold};
+use crate::math::array;
 use crate::{BlockMut, Isa};
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
@@ -30,30 +30,13 @@ fn inverse_of(scale: f32) -> f32 {
 /// 1.5·2²³: a small number added to it is rounded to an integer, ties to even, in the low bits.
 const ROUND: f32 = 12_582_912.0;
 
-/// A group as bytes, four in a word, with its scale and the sum of the bytes. The scale is not a number where one of the values is
-/// none, so that it shows in every result.
-struct Rounded {
-    words: [u32; GROUP_STEPS],
-    scale: f32,
-    total: i32,
-}
-
-/// Rounds up to [`GROUP`] values; missing ones are zero. The loops run over whole groups, so that they vectorise.
+/// Rounds a group to bytes, four in a word. Returns its scale, which is not a number where one of the values is none or
+/// infinite, so that it shows in every result; and the sum of the bytes.
 #[inline(always)]
-fn rounded(values: &[f32]) -> Rounded {
-    let mut filled = [0.0; GROUP];
-    let values = values.try_into().unwrap_or_else(|_| {
-        filled[..values.len()].copy_from_slice(values);
-        &filled
-    });
-    let (mut largest, mut poison) = ([0.0f32; LANES], [0.0f32; LANES]);
-    for block in values.as_chunks::<LANES>().0 {
-        for (lane, value) in block.iter().enumerate() {
-            largest[lane] = if value.abs() > largest[lane] { value.abs() } else { largest[lane] };
-            poison[lane] += value * 0.0;
-        }
-    }
-    let scale = fold(&mut largest, f32::max) / LARGEST + fold(&mut poison, |a, b| a + b);
+fn round(values: &[f32; GROUP], words: &mut [u32; GROUP_STEPS]) -> (f32, i32) {
+    // Without their signs, numbers are ordered as the integers of their bits, and what is none is above them.
+    let largest = f32::from_bits(values.iter().fold(0, |largest, value| largest.max(value.abs().to_bits())));
+    let scale = if largest < f32::INFINITY { largest / LARGEST } else { f32::NAN };
     let inverse = inverse_of(scale);
     let (mut bytes, mut total) = ([0; GROUP], 0i32);
     for (byte, value) in bytes.iter_mut().zip(values) {
@@ -61,11 +44,20 @@ fn rounded(values: &[f32]) -> Rounded {
         total = total.wrapping_add(rounded as i32);
         *byte = rounded as u8;
     }
-    let mut words = [0; GROUP_STEPS];
     for (word, bytes) in words.iter_mut().zip(bytes.as_chunks::<4>().0) {
         *word = u32::from_le_bytes(*bytes);
     }
-    Rounded { words, scale, total }
+    (scale, total)
+}
+
+/// As [`round`], for the last values of a row: what is missing of a group is zero.
+#[inline(always)]
+fn round_rest(values: &[f32], words: &mut [u32]) -> (f32, i32) {
+    let (mut filled, mut rounded) = ([0.0; GROUP], [0; GROUP_STEPS]);
+    filled[..values.len()].copy_from_slice(values);
+    let result = round(&filled, &mut rounded);
+    words.copy_from_slice(&rounded[..words.len()]);
+    result
 }
 
 per_isa! {
@@ -74,12 +66,15 @@ per_isa! {
         let (steps, groups) = (inputs.div_ceil(4), groups(inputs));
         for (row, words) in x.chunks_exact(inputs).zip(words.chunks_exact_mut(steps + 2 * groups)) {
             let (bytes, ends) = words.split_at_mut(steps);
-            for ((group, bytes), end) in
-                row.chunks(GROUP).zip(bytes.chunks_mut(GROUP_STEPS)).zip(ends.as_chunks_mut::<2>().0)
-            {
-                let Rounded { words, scale, total } = rounded(group);
-                bytes.copy_from_slice(&words[..bytes.len()]);
-                *end = [scale.to_bits(), total.wrapping_mul(-128) as u32];
+            let (whole, rest) = row.as_chunks::<GROUP>();
+            let (groups, last) = bytes.split_at_mut(whole.len() * GROUP_STEPS);
+            let (ends, _) = ends.as_chunks_mut::<2>();
+            let end = |(scale, total): (f32, i32)| [scale.to_bits(), total.wrapping_mul(-128) as u32];
+            for ((group, words), to) in whole.iter().zip(groups.as_chunks_mut().0).zip(&mut *ends) {
+                *to = end(round(group, words));
+            }
+            if !rest.is_empty() {
+                ends[whole.len()] = end(round_rest(rest, last));
             }
         }
     }
@@ -94,7 +89,8 @@ per_isa! {
         }
         for (column, row) in rows.chunks_exact(inputs).enumerate() {
             for (group, to) in row.chunks(GROUP).zip(panel.chunks_mut((GROUP_STEPS + 1) * columns)) {
-                let Rounded { words, scale, .. } = rounded(group);
+                let mut words = [0; GROUP_STEPS];
+                let (scale, _) = round_rest(group, &mut words);
                 let mut to = to.chunks_exact_mut(columns);
                 if let Some(scales) = to.next() {
                     scales[column] = scale.to_bits();
@@ -112,9 +108,10 @@ per_isa! {
 pub(crate) fn read(panel: &[u32], columns: usize, column: usize, row: &mut [f32]) {
     for (group, words) in row.chunks_mut(GROUP).zip(panel.chunks((GROUP_STEPS + 1) * columns)) {
         let scale = f32::from_bits(words[column]);
-        for (k, to) in group.iter_mut().enumerate() {
-            let byte = words[(1 + k / 4) * columns + column] >> (8 * (k % 4)) & 0xff;
-            *to = scale * (byte as i32 - 128) as f32;
+        for (four, words) in group.chunks_mut(4).zip(words.chunks_exact(columns).skip(1)) {
+            for (to, byte) in four.iter_mut().zip(words[column].to_le_bytes()) {
+                *to = scale * (i32::from(byte) - 128) as f32;
+            }
         }
     }
 }

@@ -14,9 +14,9 @@ pub(crate) mod fp16;
 pub(crate) mod int8;
 mod loops;
 
-use crate::projection::tiles;
+use crate::projection::{following, tiles};
 use crate::tile::{LARGEST, power_of_two_up_to};
-use crate::{BlockMut, Isa, Store};
+use crate::{BlockMut, Isa, Store, prefetch};
 use std::ops::Range;
 
 /// Neighbours that share a scale.
@@ -199,19 +199,22 @@ pub(crate) fn project<F: Family>(product: &Product<'_>, panels: Range<usize>, y:
     for top in (0..rows).step_by(BLOCK_ROWS) {
         let height = BLOCK_ROWS.min(rows - top);
         let tile_rows = tiles(F::ROWS, height).next().map_or(0, |tile| tile.len());
-        for first in (0..steps).step_by(block) {
-            let mut panel = panels.start;
-            while panel < panels.end {
-                let count = power_of_two_up_to(F::side_by_side(tile_rows), panels.end - panel);
-                let column = (panel - panels.start) * F::COLUMNS;
-                let columns = count * F::COLUMNS;
+        let mut panel = panels.start;
+        while panel < panels.end {
+            let count = power_of_two_up_to(F::side_by_side(tile_rows), panels.end - panel);
+            let column = (panel - panels.start) * F::COLUMNS;
+            let columns = count * F::COLUMNS;
+            let present = columns.min(y.columns() - column);
+            for first in (0..steps).step_by(block) {
                 let group = first / (GROUP / F::ELEMENTS);
                 let start = panel * panel_words + (first + group) * F::COLUMNS;
                 let right = Right::Scaled { words: &memory[start..], stride: panel_words };
                 let depth = block.min(steps - first);
                 let store = if first == 0 { Store::Overwrite } else { Store::Accumulate };
-                let present = columns.min(y.columns() - column);
+                let words = (depth + depth.div_ceil(GROUP / F::ELEMENTS)) * F::COLUMNS;
+                let mut ahead = following(&memory[start..], words, height, F::ROWS);
                 for tile in tiles(F::ROWS, height) {
+                    ahead.next().into_iter().for_each(prefetch::read_soon);
                     let row = top + tile.start;
                     let words = &x[row * row_words + first..];
                     let left = Left { words, ends: steps - first + 2 * group, stride: row_words };
@@ -231,8 +234,8 @@ pub(crate) fn project<F: Family>(product: &Product<'_>, panels: Range<usize>, y:
                         y.row_mut(row + r)[column..].copy_from_slice(&sums[..present]);
                     }
                 }
-                panel += count;
             }
+            panel += count;
         }
     }
 }

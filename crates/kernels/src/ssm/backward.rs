@@ -3,7 +3,7 @@
 use super::forward::{advance, scale_columns};
 use super::time::{HeadSteps, Steps};
 use super::{CHUNK, Extent, LANES, Scan, columns, lanes, row, store};
-use crate::math::{array, exp, fold, sigmoid, softplus, sum_of, sum_of_pairs};
+use crate::math::{array, exp, sigmoid, softplus, sum_of, sum_of_lanes, sum_of_pairs};
 use crate::{BlockMut, Element, Isa, MatrixMut, MatrixRef, Store, matmul};
 
 /// Where the gradients of a scan go.
@@ -280,7 +280,7 @@ per_isa! {
                 token.elements::<1>(p, &mut rest);
             }
             let [x_by_end, y_by_start, y_by_x] =
-                array(|i| fold(&mut dots[i], |a, b| a + b) + rest[i][0]);
+                array(|i| sum_of_lanes(&dots[i]) + rest[i][0]);
             // to_end is the decay to the end times dt; the decay alone comes without a division.
             d_dt[t] += steps.left()[t] * x_by_end;
             d_sum[t] += since_start * y_by_start - to_end * x_by_end;

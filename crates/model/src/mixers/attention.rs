@@ -149,10 +149,12 @@ impl Mixer for Attention {
         let (heads, row) = (self.heads, self.heads.row());
         let rows = step.x.len() / self.width;
         let mut qkv = step.buffers.take::<f32>(rows * row);
-        infer::project(cpu, step.x, weights[0].projection(), step.words, &mut qkv);
         let positions: Vec<usize> =
             step.pieces.iter().flat_map(|piece| piece.position..piece.position + piece.new).collect();
-        infer::rotate(cpu, heads, self.rotary(), &positions, &mut qkv);
+        let (table, turned) = (self.rotary(), heads.heads + heads.key_value_heads);
+        infer::project_then(cpu, step.x, weights[0].projection(), step.words, &mut qkv, |rows, qkv| {
+            infer::rotate_rows(cpu.isa(), table, &positions[rows], turned, row, qkv);
+        });
         let caches = step.pieces.iter_mut().map(|piece| {
             let Carried::Cache(cache) = &mut *piece.carried else { unreachable!("checked before") };
             (piece.new, cache)

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::json;
 use strata_model::{Inference, Input, State, Wanted};
@@ -60,7 +60,8 @@ pub fn run(bench: &DecodeBench, place: &Place) -> Result<()> {
         let started = Instant::now();
         step(&mut state, &prompt)?;
         reading.push(prompt.len() as f64 / started.elapsed().as_secs_f64());
-        let mut states = vec![state[0].clone(); bench.batch];
+        let copy = |_| state[0].prefix(usize::MAX).context("a prompt leaves a state that can be copied");
+        let mut states = (0..bench.batch).map(copy).collect::<Result<Vec<State>>>()?;
         let started = Instant::now();
         for token in bench.shape.tokens(count) {
             step(&mut states, &[token])?;

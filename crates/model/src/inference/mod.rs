@@ -4,12 +4,16 @@
 //! where a prompt was cut, nor on the number of threads. Every operation is either a matter of one row, or a
 //! product whose sums have one order for any number of rows.
 
-use crate::mixers::{AnyMixer, CacheFormat, Carried, Kind, Packed, Piece, Start, Step, Weight};
+use crate::mixers::{AnyMixer, CacheFormat, Carried, Kind, Packed, Start, Weight};
 use crate::{Config, Decoder, ModelError};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
+use strata_tensor::Cpu;
 pub use strata_tensor::infer::WeightFormat;
 use strata_tensor::infer::{self, PackedWeight};
-use strata_tensor::{Buffers as Temporary, Cpu};
+
+mod pass;
+
+use pass::Buffers;
 
 /// What a sequence carries from step to step: the state of every block's mixer.
 #[derive(Clone, Debug)]
@@ -109,19 +113,6 @@ struct Mlp {
 /// other. Each then reads all weights, which costs little beside multiplying so many rows: in the caches of a core, in the
 /// last-level cache, and in memory.
 const APART: [(usize, usize); 3] = [(8 << 20, 1), (16 << 20, 8), (usize::MAX, 16)];
-
-/// Activations of a step.
-#[derive(Debug, Default)]
-struct Buffers {
-    x: Vec<f32>,
-    normed: Vec<f32>,
-    gate_up: Vec<f32>,
-    gated: Vec<f32>,
-    delta: Vec<f32>,
-    temporary: Temporary,
-    /// Inputs of a product in the form its weight wants.
-    words: Vec<u32>,
-}
 
 impl Inference {
     /// [`Inference::with_format`] in f32, the reference.
@@ -347,93 +338,6 @@ impl Inference {
         if largest * 4 > share * 5 { vec![inputs.len()] } else { groups }
     }
 
-    fn with_buffers(&self, cpu: &Cpu, inputs: &mut [Input<'_>], wanted: Wanted, logits: &mut [f32]) {
-        let lock = || self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut buffers = lock().pop().unwrap_or_default();
-        self.pass(cpu, inputs, wanted, &mut buffers, logits);
-        lock().push(buffers);
-    }
-
-    fn pass(
-        &self,
-        cpu: &Cpu,
-        inputs: &mut [Input<'_>],
-        wanted: Wanted,
-        buffers: &mut Buffers,
-        logits: &mut [f32],
-    ) {
-        let Buffers { x, normed, gate_up, gated, delta, temporary, words } = buffers;
-        let (config, width) = (&self.config, self.config.width);
-        let mut rows: usize = inputs.iter().map(|input| input.tokens.len()).sum();
-        let x = sized(x, rows * width);
-        let tokens = inputs.iter().flat_map(|input| input.tokens);
-        for (x, &token) in x.chunks_exact_mut(width).zip(tokens) {
-            self.embed(token as usize, x);
-        }
-        for (layer, (block, mixer)) in self.blocks.iter().zip(&self.mixers).enumerate() {
-            let x = &mut *x;
-            // Behind the last mixer's state, only what is wanted is computed.
-            let last_only = wanted == Wanted::Last && layer + 1 == self.blocks.len();
-            let read = rows;
-            if last_only {
-                rows = inputs.len();
-            }
-            let delta = sized(delta, rows * width);
-            if let Some(norm) = &block.mixer_norm {
-                let normed = sized(normed, read * width);
-                infer::rms_norm(cpu, &x[..read * width], norm, config.norm_epsilon, normed);
-                let mut pieces = Vec::with_capacity(inputs.len());
-                for Input { state, tokens } in inputs.iter_mut() {
-                    let (position, new) = (state.length, tokens.len());
-                    pieces.push(Piece { carried: &mut state.layers[layer], new, position });
-                }
-                let step = Step {
-                    x: normed,
-                    pieces: &mut pieces,
-                    last_only,
-                    y: &mut *delta,
-                    buffers: temporary,
-                    words,
-                };
-                mixer.step(cpu, &block.mixer, step);
-            }
-            if last_only {
-                let mut end = 0;
-                for (i, input) in inputs.iter().enumerate() {
-                    end += input.tokens.len();
-                    x.copy_within((end - 1) * width..end * width, i * width);
-                }
-            }
-            let x = &mut x[..rows * width];
-            if block.mixer_norm.is_some() {
-                infer::add(cpu, x, delta, width);
-            }
-            if let Some(mlp) = &block.mlp {
-                let normed = sized(normed, rows * width);
-                infer::rms_norm(cpu, x, &mlp.norm, config.norm_epsilon, normed);
-                let gate_up = sized(gate_up, rows * 2 * config.ffn);
-                infer::project(cpu, normed, &mlp.gate_up, words, gate_up);
-                let gated = sized(gated, rows * config.ffn);
-                infer::swiglu(cpu, gate_up, config.ffn, gated);
-                infer::project(cpu, gated, &mlp.down, words, delta);
-                infer::add(cpu, x, delta, width);
-            }
-        }
-        for input in inputs.iter_mut() {
-            input.state.length += input.tokens.len();
-        }
-        let normed = sized(normed, rows * width);
-        infer::rms_norm(cpu, &x[..rows * width], &self.norm, config.norm_epsilon, normed);
-        infer::project(cpu, normed, &self.head, words, logits);
-    }
-
-    fn embed(&self, token: usize, x: &mut [f32]) {
-        match &self.embedding {
-            Some(table) => x.copy_from_slice(&table[token * x.len()..][..x.len()]),
-            None => self.head.read_row(token, x),
-        }
-    }
-
     fn check(&self, input: &Input<'_>) -> Result<(), ModelError> {
         let fail = |reason: String| Err(ModelError::Batch(reason));
         if input.tokens.is_empty() {
@@ -454,14 +358,6 @@ impl Inference {
         }
         Ok(())
     }
-}
-
-/// The first `length` elements of a buffer, which grows where it has fewer.
-fn sized(buffer: &mut Vec<f32>, length: usize) -> &mut [f32] {
-    if buffer.len() < length {
-        buffer.resize(length, 0.0);
-    }
-    &mut buffer[..length]
 }
 
 /// Numbers below `largest` that look random: a hash of each one's place.
