@@ -11,8 +11,9 @@ use crate::{BlockMut, Isa, Store, prefetch};
 use std::ops::Range;
 use std::slice::Chunks;
 
-/// Rows whose inputs stay in the L2 cache while the weight passes by.
+/// Rows that pass by a block of the weight at most, and bytes of their inputs, which stay in an L2 cache of 1 MiB meanwhile.
 const BLOCK_ROWS: usize = 96;
+const BLOCK_INPUTS: usize = 768 << 10;
 /// Bytes of a panel that stay in a 32 KiB L1 cache while many rows pass by. Few rows take the whole depth, and so read
 /// the weight from front to back.
 const BLOCK_BYTES: usize = 24 << 10;
@@ -269,8 +270,9 @@ fn project<K: Tile>(weight: &PackedWeight, x: &[u32], panels: Range<usize>, y: &
     let (rows, steps) = (y.rows(), weight.inputs.div_ceil(K::ELEMENTS));
     let (row_words, panel_words) = (K::row_words(weight.inputs), K::COLUMNS * steps);
     let block = if rows <= K::ROWS { steps } else { BLOCK_BYTES / (4 * K::COLUMNS) };
-    for top in (0..rows).step_by(BLOCK_ROWS) {
-        let height = BLOCK_ROWS.min(rows - top);
+    let most = block_rows(row_words);
+    for top in (0..rows).step_by(most) {
+        let height = most.min(rows - top);
         let tile_rows = tiles(K::ROWS, height).next().map_or(0, |tile| tile.len());
         let mut panel = panels.start;
         while panel < panels.end {
@@ -298,6 +300,11 @@ fn project<K: Tile>(weight: &PackedWeight, x: &[u32], panels: Range<usize>, y: &
             panel += count;
         }
     }
+}
+
+/// Rows of so many words that pass by the weight together.
+pub(crate) fn block_rows(row_words: usize) -> usize {
+    (BLOCK_INPUTS / (4 * row_words)).clamp(BLOCK_ROWS / 4, BLOCK_ROWS)
 }
 
 /// While so many rows pass by the first `words` of a weight, as many that follow come nearer: a part of them with every tile of
@@ -535,6 +542,21 @@ mod tests {
             for (r, row) in product(&packed, &x, &[]).chunks(40).enumerate() {
                 assert!(row.iter().all(|y| y.is_nan() == (r == 1)), "{isa:?} {format:?}: {row:?}");
             }
+        }
+    }
+
+    #[test]
+    fn long_rows_have_the_same_bits_alone_and_among_more_than_a_block_of_them() {
+        let (rows, inputs, outputs) = (100, 3100, 40);
+        let mut random = Random::new(41);
+        let (x, weight) = (random.elements::<f32>(rows * inputs), random.elements::<f32>(outputs * inputs));
+        for (isa, format) in Isa::available().into_iter().flat_map(|isa| FORMATS.map(|format| (isa, format)))
+        {
+            let weight = packed(isa, format, &weight, inputs);
+            assert!(rows > block_rows(weight.row_words()));
+            let all = product(&weight, &x, &[]);
+            let alone = x.chunks(inputs).flat_map(|row| product(&weight, row, &[]));
+            assert!(all.iter().zip(alone).all(|(a, b)| a.to_bits() == b.to_bits()), "{isa:?} {format:?}");
         }
     }
 }

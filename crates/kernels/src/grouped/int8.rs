@@ -50,9 +50,9 @@ fn round(values: &[f32; GROUP], words: &mut [u32; GROUP_STEPS]) -> (f32, i32) {
     (scale, total)
 }
 
-/// As [`round`], for the last values of a row: what is missing of a group is zero.
+/// As [`round`], for a group of which values may be missing, as at the end of a row: they are zero.
 #[inline(always)]
-fn round_rest(values: &[f32], words: &mut [u32]) -> (f32, i32) {
+fn round_part(values: &[f32], words: &mut [u32]) -> (f32, i32) {
     let (mut filled, mut rounded) = ([0.0; GROUP], [0; GROUP_STEPS]);
     filled[..values.len()].copy_from_slice(values);
     let result = round(&filled, &mut rounded);
@@ -67,14 +67,14 @@ per_isa! {
         for (row, words) in x.chunks_exact(inputs).zip(words.chunks_exact_mut(steps + 2 * groups)) {
             let (bytes, ends) = words.split_at_mut(steps);
             let (whole, rest) = row.as_chunks::<GROUP>();
-            let (groups, last) = bytes.split_at_mut(whole.len() * GROUP_STEPS);
+            let (first, last) = bytes.split_at_mut(whole.len() * GROUP_STEPS);
             let (ends, _) = ends.as_chunks_mut::<2>();
             let end = |(scale, total): (f32, i32)| [scale.to_bits(), total.wrapping_mul(-128) as u32];
-            for ((group, words), to) in whole.iter().zip(groups.as_chunks_mut().0).zip(&mut *ends) {
+            for ((group, words), to) in whole.iter().zip(first.as_chunks_mut().0).zip(&mut *ends) {
                 *to = end(round(group, words));
             }
             if !rest.is_empty() {
-                ends[whole.len()] = end(round_rest(rest, last));
+                ends[whole.len()] = end(round_part(rest, last));
             }
         }
     }
@@ -90,7 +90,7 @@ per_isa! {
         for (column, row) in rows.chunks_exact(inputs).enumerate() {
             for (group, to) in row.chunks(GROUP).zip(panel.chunks_mut((GROUP_STEPS + 1) * columns)) {
                 let mut words = [0; GROUP_STEPS];
-                let (scale, _) = round_rest(group, &mut words);
+                let (scale, _) = round_part(group, &mut words);
                 let mut to = to.chunks_exact_mut(columns);
                 if let Some(scales) = to.next() {
                     scales[column] = scale.to_bits();

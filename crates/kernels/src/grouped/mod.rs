@@ -14,15 +14,13 @@ pub(crate) mod fp16;
 pub(crate) mod int8;
 mod loops;
 
-use crate::projection::{following, tiles};
+use crate::projection::{block_rows, following, tiles};
 use crate::tile::{LARGEST, power_of_two_up_to};
 use crate::{BlockMut, Isa, Store, prefetch};
 use std::ops::Range;
 
 /// Neighbours that share a scale.
 pub(crate) const GROUP: usize = 128;
-/// Rows whose inputs stay in the L2 cache while the weight passes by.
-const BLOCK_ROWS: usize = 96;
 /// Words of depth of a block for many rows: 32 columns of a panel take 24 KiB of a 32 KiB L1 cache. A multiple of
 /// the words of a group.
 const BLOCK_STEPS: usize = 192;
@@ -196,8 +194,9 @@ pub(crate) fn project<F: Family>(product: &Product<'_>, panels: Range<usize>, y:
     assert!(F::usable(isa) && F::COLUMNS == crate::projection::columns(isa));
     assert!(x.len() >= rows * row_words && memory.len() >= panels.end * panel_words);
     let block = if rows <= F::ROWS { steps } else { BLOCK_STEPS };
-    for top in (0..rows).step_by(BLOCK_ROWS) {
-        let height = BLOCK_ROWS.min(rows - top);
+    let most = block_rows(row_words);
+    for top in (0..rows).step_by(most) {
+        let height = most.min(rows - top);
         let tile_rows = tiles(F::ROWS, height).next().map_or(0, |tile| tile.len());
         let mut panel = panels.start;
         while panel < panels.end {

@@ -15,16 +15,15 @@ pub(super) struct Buffers {
     normed: Vec<f32>,
     delta: Vec<f32>,
     temporary: Temporary,
-    /// Inputs of a product in the form its weight wants.
-    words: Vec<u32>,
     inner: Inner,
 }
 
-/// Memory of the operations between two mixers.
+/// Memory within an MLP and for products.
 #[derive(Debug, Default)]
 struct Inner {
     gate_up: Vec<f32>,
     gated: Vec<f32>,
+    /// Inputs of a product in the form its weight wants.
     words: Vec<u32>,
 }
 
@@ -72,7 +71,7 @@ impl Inference {
         buffers: &mut Buffers,
         logits: &mut [f32],
     ) {
-        let Buffers { x, normed, delta, temporary, words, inner } = buffers;
+        let Buffers { x, normed, delta, temporary, inner } = buffers;
         let width = self.config.width;
         let mut rows: usize = inputs.iter().map(|input| input.tokens.len()).sum();
         let (x, normed, delta) =
@@ -104,7 +103,7 @@ impl Inference {
                     last_only,
                     y: &mut delta[..rows * width],
                     buffers: temporary,
-                    words,
+                    words: &mut inner.words,
                 };
                 mixer.step(cpu, &block.mixer, step);
             }
@@ -122,7 +121,7 @@ impl Inference {
         for input in inputs.iter_mut() {
             input.state.length += input.tokens.len();
         }
-        infer::project(cpu, &normed[..rows * width], &self.head, words, logits);
+        infer::project(cpu, &normed[..rows * width], &self.head, &mut inner.words, logits);
     }
 
     /// From the output of the mixer of block `layer` to the input of the next one, or of the head.

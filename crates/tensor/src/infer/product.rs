@@ -8,17 +8,19 @@ pub use strata_kernels::projection::{PackedWeight, WeightFormat};
 use strata_kernels::{grid, projection};
 
 /// Rows that stay in a core's L2 cache while they pass through several operations: those of a prompt, a block at a time.
-const ROW_BLOCK: usize = 48;
+const ROW_BLOCK: usize = 32;
 /// Rows for each thread from which on it computes rows of its own with all of a weight, instead of all rows with a part of it.
 const OWN_ROWS: usize = 16;
 /// Bytes of weights at most for that: more come from memory, block after block, for each thread anew.
 const CACHED_BYTES: usize = 16 << 20;
 
 /// Cuts so many rows into blocks that are best computed apart from each other, each on one thread, also through several
-/// operations that together read so many `bytes` of weights; `None` where threads had better share the weights.
+/// operations that together read so many `bytes` of weights; `None` where threads had better share each operation.
 pub fn row_blocks(cpu: &Cpu, rows: usize, bytes: usize) -> Option<Vec<Range<usize>>> {
     let threads = cpu.threads();
-    (rows >= threads * OWN_ROWS && bytes <= CACHED_BYTES)
+    // A weight has four bytes at most.
+    let worthwhile = threads == 1 || cpu.worth_sharing(rows * (bytes / 4));
+    (worthwhile && rows >= threads * OWN_ROWS && bytes <= CACHED_BYTES)
         .then(|| cpu.ranges_up_to(threads * rows.div_ceil(threads * ROW_BLOCK), rows, 1))
 }
 
@@ -61,8 +63,8 @@ pub fn project(cpu: &Cpu, x: &[f32], weight: &PackedWeight, words: &mut Vec<u32>
     project_then(cpu, x, weight, words, y, |_, _| {});
 }
 
-/// As [`project`]; `then` gets the results, a range of rows and what they hold, while they are in the caches of the thread that
-/// computed them.
+/// As [`project`]; `then` gets the results, a range of rows and what they hold, each row once. Where rows are many, those that
+/// its thread has just computed.
 pub fn project_then(
     cpu: &Cpu,
     x: &[f32],
@@ -73,6 +75,12 @@ pub fn project_then(
 ) {
     let (inputs, outputs) = (weight.inputs(), weight.outputs());
     let rows = 0..x.len() / inputs;
+    assert!(
+        x.len() == rows.len() * inputs && y.len() == rows.len() * outputs,
+        "projection: {} inputs and {} outputs are no rows of {inputs} and {outputs}",
+        x.len(),
+        y.len()
+    );
     if rows.is_empty() {
         return;
     }
@@ -114,7 +122,9 @@ pub fn project_then(
     cpu.for_each(panels.into_iter().zip(blocks).collect(), |(panels, mut y)| {
         weight.project(prepared, panels, &mut y);
     });
-    then(rows, y);
+    let ranges = cpu.ranges_for(4 * y.len(), rows.len(), 1);
+    let items: Vec<_> = ranges.iter().cloned().zip(rows_mut(y, outputs, &ranges)).collect();
+    cpu.for_each(items, |(rows, y)| then(rows, y));
 }
 
 #[cfg(test)]
@@ -196,12 +206,13 @@ mod tests {
             (1, 16, Some(vec![16])),
             (2, 31, None),
             (2, 32, Some(vec![16, 16])),
-            (2, 96, Some(vec![48, 48])),
-            (2, 97, Some(vec![25, 25, 25, 22])),
+            (2, 64, Some(vec![32, 32])),
+            (2, 65, Some(vec![17, 17, 17, 14])),
             (3, 150, Some(vec![25; 6])),
         ] {
             let cpu = Cpu::new(Isa::best(), threads).unwrap();
             assert!(row_blocks(&cpu, rows, CACHED_BYTES + 1).is_none());
+            assert!(threads == 1 || row_blocks(&cpu, rows, 1000).is_none(), "not worth a meeting");
             let blocks = row_blocks(&cpu, rows, CACHED_BYTES);
             let got = blocks.map(|blocks| blocks.iter().map(Range::len).collect::<Vec<_>>());
             assert_eq!(got, heights, "{threads} threads, {rows} rows");
