@@ -59,12 +59,20 @@ pub fn pack_with(
 
 /// `y[t, n] = Σ_k x[t, k] · weight[n, k]`. `y` is overwritten. `words` is memory for the inputs as the weight's format
 /// wants them.
+///
+/// # Panics
+/// Where `x` and `y` are not whole rows, as many of each.
 pub fn project(cpu: &Cpu, x: &[f32], weight: &PackedWeight, words: &mut Vec<u32>, y: &mut [f32]) {
-    project_then(cpu, x, weight, words, y, |_, _| {});
+    if !project_by_rows(cpu, x, weight, words, y, |_, _| {}) {
+        project_by_panels(cpu, x, weight, words, y);
+    }
 }
 
 /// As [`project`]; `then` gets the results, a range of rows and what they hold, each row once. Where rows are many, those that
 /// its thread has just computed.
+///
+/// # Panics
+/// As there.
 pub fn project_then(
     cpu: &Cpu,
     x: &[f32],
@@ -73,58 +81,92 @@ pub fn project_then(
     y: &mut [f32],
     then: impl Fn(Range<usize>, &mut [f32]) + Sync,
 ) {
+    if project_by_rows(cpu, x, weight, words, y, &then) {
+        return;
+    }
+    project_by_panels(cpu, x, weight, words, y);
+    let ranges = cpu.ranges_for(4 * y.len(), y.len() / weight.outputs(), 1);
+    let items: Vec<_> = ranges.iter().cloned().zip(rows_mut(y, weight.outputs(), &ranges)).collect();
+    cpu.for_each(items, |(rows, y)| then(rows, y));
+}
+
+/// The product where each thread had better compute rows of its own with all of the weight, `then` behind each block of them; else
+/// nothing, and `false`.
+fn project_by_rows(
+    cpu: &Cpu,
+    x: &[f32],
+    weight: &PackedWeight,
+    words: &mut Vec<u32>,
+    y: &mut [f32],
+    then: impl Fn(Range<usize>, &mut [f32]) + Sync,
+) -> bool {
+    let rows = rows_of(x, weight, y);
+    let Some(blocks) = row_blocks(cpu, rows, weight.bytes()) else { return false };
+    let (words, row_words) = words_for(rows, weight, words);
+    let pieces = rows_mut(words, row_words, &blocks).into_iter().zip(rows_mut(y, weight.outputs(), &blocks));
+    cpu.for_each(blocks.iter().zip(pieces).collect(), |(rows, (words, y))| {
+        let x = &x[rows.start * weight.inputs()..rows.end * weight.inputs()];
+        let x = if words.is_empty() {
+            Rows::Plain(x)
+        } else {
+            weight.prepare(x, words);
+            Rows::Prepared(words)
+        };
+        weight.project(x, 0..weight.panels(), &mut grid::BlockMut::new(y, weight.outputs()));
+        then(rows.clone(), y);
+    });
+    true
+}
+
+/// The product shared out by panels of the weight, so that each thread reads its own part of it.
+fn project_by_panels(cpu: &Cpu, x: &[f32], weight: &PackedWeight, words: &mut Vec<u32>, y: &mut [f32]) {
+    let (rows, inputs, outputs) = (rows_of(x, weight, y), weight.inputs(), weight.outputs());
+    if rows == 0 {
+        return;
+    }
+    let (words, row_words) = words_for(rows, weight, words);
+    let prepared = if words.is_empty() {
+        Rows::Plain(x)
+    } else {
+        // Rounding takes the time of some four multiply-adds.
+        let ranges = cpu.ranges_for(4 * x.len(), rows, 1);
+        let items: Vec<_> = ranges.iter().zip(rows_mut(words, row_words, &ranges)).collect();
+        cpu.for_each(items, |(rows, words)| {
+            weight.prepare(&x[rows.start * inputs..rows.end * inputs], words);
+        });
+        Rows::Prepared(words)
+    };
+    // Few rows are multiplied with up to four panels at a time.
+    let grain = if rows <= 2 && weight.panels() >= 16 * cpu.threads() { 4 } else { 1 };
+    let panels = cpu.ranges_for(x.len() * outputs, weight.panels(), grain);
+    let columns: Vec<_> = panels.iter().map(|panels| weight.outputs_of(panels.clone())).collect();
+    let blocks = grid::split(y, outputs, std::slice::from_ref(&(0..rows)), &columns);
+    cpu.for_each(panels.into_iter().zip(blocks).collect(), |(panels, mut y)| {
+        weight.project(prepared, panels, &mut y);
+    });
+}
+
+/// How many rows `x` and `y` are.
+fn rows_of(x: &[f32], weight: &PackedWeight, y: &[f32]) -> usize {
     let (inputs, outputs) = (weight.inputs(), weight.outputs());
-    let rows = 0..x.len() / inputs;
+    let rows = x.len() / inputs;
     assert!(
-        x.len() == rows.len() * inputs && y.len() == rows.len() * outputs,
+        x.len() == rows * inputs && y.len() == rows * outputs,
         "projection: {} inputs and {} outputs are no rows of {inputs} and {outputs}",
         x.len(),
         y.len()
     );
-    if rows.is_empty() {
-        return;
+    rows
+}
+
+/// Memory for so many rows of inputs as the weight's format wants them, and the words of one; none where they are multiplied as
+/// they are.
+fn words_for<'a>(rows: usize, weight: &PackedWeight, words: &'a mut Vec<u32>) -> (&'a mut [u32], usize) {
+    let row_words = if weight.format() == WeightFormat::F32 { 0 } else { weight.row_words() };
+    if words.len() < rows * row_words {
+        words.resize(rows * row_words, 0);
     }
-    let plain = weight.format() == WeightFormat::F32;
-    let row_words = if plain { 0 } else { weight.row_words() };
-    if words.len() < rows.len() * row_words {
-        words.resize(rows.len() * row_words, 0);
-    }
-    let words = &mut words[..rows.len() * row_words];
-    let x_of = |rows: &Range<usize>| &x[rows.start * inputs..rows.end * inputs];
-    if let Some(blocks) = row_blocks(cpu, rows.len(), weight.bytes()) {
-        let pieces = rows_mut(words, row_words, &blocks).into_iter().zip(rows_mut(y, outputs, &blocks));
-        cpu.for_each(blocks.iter().zip(pieces).collect(), |(rows, (words, y))| {
-            let x = if plain {
-                Rows::Plain(x_of(rows))
-            } else {
-                weight.prepare(x_of(rows), words);
-                Rows::Prepared(words)
-            };
-            weight.project(x, 0..weight.panels(), &mut grid::BlockMut::new(y, outputs));
-            then(rows.clone(), y);
-        });
-        return;
-    }
-    let prepared = if plain {
-        Rows::Plain(x)
-    } else {
-        // Rounding takes the time of some four multiply-adds.
-        let ranges = cpu.ranges_for(4 * x.len(), rows.len(), 1);
-        let items: Vec<_> = ranges.iter().zip(rows_mut(words, row_words, &ranges)).collect();
-        cpu.for_each(items, |(rows, words)| weight.prepare(x_of(rows), words));
-        Rows::Prepared(words)
-    };
-    // Each thread reads its own part of the weight. Few rows are multiplied with up to four panels at a time.
-    let grain = if rows.len() <= 2 && weight.panels() >= 16 * cpu.threads() { 4 } else { 1 };
-    let panels = cpu.ranges_for(x.len() * outputs, weight.panels(), grain);
-    let columns: Vec<_> = panels.iter().map(|panels| weight.outputs_of(panels.clone())).collect();
-    let blocks = grid::split(y, outputs, std::slice::from_ref(&rows), &columns);
-    cpu.for_each(panels.into_iter().zip(blocks).collect(), |(panels, mut y)| {
-        weight.project(prepared, panels, &mut y);
-    });
-    let ranges = cpu.ranges_for(4 * y.len(), rows.len(), 1);
-    let items: Vec<_> = ranges.iter().cloned().zip(rows_mut(y, outputs, &ranges)).collect();
-    cpu.for_each(items, |(rows, y)| then(rows, y));
+    (&mut words[..rows * row_words], row_words)
 }
 
 #[cfg(test)]
