@@ -211,7 +211,7 @@ pub(crate) fn sum_of_lanes<const L: usize>(lanes: &[f32; L]) -> f32 {
 
 /// The largest of 16 or 32 lanes. One that is not a number may be kept or lost.
 #[inline(always)]
-fn largest_of_lanes<const L: usize>(lanes: &[f32; L]) -> f32 {
+pub(crate) fn largest_of_lanes<const L: usize>(lanes: &[f32; L]) -> f32 {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: every x86-64 has SSE.
     return fold(lanes, |a, b| unsafe { _mm_max_ps(a, b) });

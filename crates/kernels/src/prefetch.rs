@@ -12,18 +12,19 @@ pub(crate) fn read<T>(address: *const T) {
     let _ = address;
 }
 
-/// Asks for some words that will be read soon, but not before much else: the second cache, L2, is near enough.
+/// Words of a cache line.
+pub(crate) const LINE: usize = 16;
+
+/// Asks for the cache line of `address`, which will be read soon, but not before much else: the second cache, L2, is near enough.
 #[inline(always)]
-pub(crate) fn read_soon(words: &[u32]) {
+pub(crate) fn read_soon<T>(address: *const T) {
     #[cfg(target_arch = "x86_64")]
-    for line in words.chunks(16) {
-        // SAFETY: a prefetch never faults, whatever the address.
-        unsafe {
-            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-            _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast());
-        }
+    // SAFETY: a prefetch never faults, whatever the address.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(address.cast());
     }
-    let _ = words;
+    let _ = address;
 }
 
 /// Asks for the cache line of `address`, which will be written.

@@ -282,10 +282,10 @@ fn project<K: Tile>(weight: &PackedWeight, x: &[u32], panels: Range<usize>, y: &
                 let depth = block.min(steps - start);
                 let store = if start == 0 { Store::Overwrite } else { Store::Accumulate };
                 let data = &weight.panels.words()[panel * panel_words + start * K::COLUMNS..];
-                let right = Panels { data, stride: panel_words, depth_stride: K::COLUMNS };
-                let mut ahead = following(data, depth * K::COLUMNS, height, K::ROWS);
+                let mut next = following(data, depth * K::COLUMNS, depth, height > K::ROWS);
                 for tile in tiles(K::ROWS, height) {
-                    ahead.next().into_iter().for_each(prefetch::read_soon);
+                    let next = next.next().unwrap_or_default();
+                    let right = Panels { data, stride: panel_words, depth_stride: K::COLUMNS, next };
                     let row = top + tile.start;
                     let data = &x[row * row_words + start * K::WORDS..];
                     let left = Left { data, row_stride: row_words, depth_stride: K::WORDS };
@@ -307,13 +307,12 @@ pub(crate) fn block_rows(row_words: usize) -> usize {
     (BLOCK_INPUTS / (4 * row_words)).clamp(BLOCK_ROWS / 4, BLOCK_ROWS)
 }
 
-/// While so many rows pass by the first `words` of a weight, as many that follow come nearer: a part of them with every tile of
-/// `tile_rows`.
-pub(crate) fn following(weight: &[u32], words: usize, rows: usize, tile_rows: usize) -> Chunks<'_, u32> {
-    // Few rows are done before they would be there.
-    let next = if rows > 2 * tile_rows { words..2 * words } else { 0..0 };
-    weight[next.start.min(weight.len())..next.end.min(weight.len())]
-        .chunks(words.div_ceil(rows.div_ceil(tile_rows)))
+/// While several tiles of rows pass by the first `words` of a weight, as many that follow come nearer: a line with each of a tile's
+/// `steps`, since more at one time would keep the tile waiting for them.
+pub(crate) fn following(weight: &[u32], words: usize, steps: usize, several: bool) -> Chunks<'_, u32> {
+    // A single tile is done before they would be there.
+    let next = if several { words..2 * words } else { 0..0 };
+    weight[next.start.min(weight.len())..next.end.min(weight.len())].chunks(steps * prefetch::LINE)
 }
 
 /// A tile whose last columns are beyond the output.

@@ -4,13 +4,14 @@
 //! of values are finite. So a row's sums have the same bits in any tile. Keys need not be finite: one that is not spoils the scores
 //! of its own position, which are overwritten for those who do not see it.
 
-use super::{Part, ROWS, Scratch, exponentials};
+use super::{Part, ROWS, Scratch};
 use crate::cache::KeyValueCache;
-use crate::grouped::fp16::{ELEMENTS, Fp16, prepare};
+use crate::grouped::fp16::{ELEMENTS, Fp16, prepare, round_below};
 use crate::grouped::{self, Family, GROUP, Left, Right, Shape, multiply};
 use crate::projection::{columns, tiles};
 use crate::tile::{Panels, power_of_two_up_to};
-use crate::{BlockMut, Store};
+use crate::{BlockMut, Isa, Store};
+use std::arch::x86_64::*;
 use std::ops::Range;
 
 pub(super) fn block(
@@ -24,7 +25,7 @@ pub(super) fn block(
     let (isa, heads, columns) = (cache.isa(), cache.heads(), columns(cache.isa()));
     let (d, count, all) = (heads.dimension, part.rows.len(), part.len());
     let seen = |row: usize| part.seen(row, first, heads.group());
-    let Scratch { queries, scores, sums, left, scales, .. } = scratch;
+    let Scratch { queries, scores, sums, left, .. } = scratch;
 
     let queries = queries.at_least(all * d);
     part.queries(heads, qkv, queries);
@@ -36,13 +37,14 @@ pub(super) fn block(
     let width = panels * columns;
     let scores = scores.at_least(all * width);
     let mut place = BlockMut::new(scores, width);
-    let together = Together::of(count);
+    let together = Together::of(count, part.heads.len());
     let steps = d.div_ceil(ELEMENTS);
     for side in together.heads(part.heads.len()) {
         let mut panel = 0;
         while panel < panels {
             let Panels { data: words, stride, .. } = cache.keys(part.heads.start + side.start, panel);
-            let keys = Right::Scaled { words, stride: together.stride(stride, cache.head_words()) };
+            let stride = together.stride(stride, cache.head_words());
+            let keys = Right::Scaled { words, stride, next: &[] };
             let next = together.panels(panels - panel);
             for tile in tiles(Fp16::ROWS, count) {
                 let row = side.start * count + tile.start;
@@ -55,18 +57,16 @@ pub(super) fn block(
     }
 
     let (mut visible, mut inverses) = ([0; ROWS], [0.0; ROWS]);
-    visible[..all].iter_mut().enumerate().for_each(|(row, visible)| *visible = seen(row % count));
-    exponentials(isa, scores, width, &visible[..all], &mut inverses);
-    let scales = scales.at_least(width);
-    for (head, weights) in part.heads.clone().zip(scores.chunks_exact_mut(count * width)) {
-        for (panel, scales) in scales.chunks_exact_mut(columns).enumerate() {
-            scales.copy_from_slice(cache.value_scales(head, panel));
-        }
-        weigh(isa, weights, width, &visible[..count], scales);
-    }
+    visible[..count].iter_mut().enumerate().for_each(|(row, visible)| *visible = seen(row));
     let (row_words, padded) = (grouped::row_words(width, ELEMENTS), cache.padded_dimension());
     let weights = left.words_at_least(all * row_words);
-    prepare(isa, width, scores, weights);
+    let of_heads = scores.chunks_exact(count * width).zip(weights.chunks_exact_mut(count * row_words));
+    for ((head, (scores, words)), inverses) in
+        part.heads.clone().zip(of_heads).zip(inverses.chunks_exact_mut(count))
+    {
+        let scales = |panel| cache.value_scales(head, panel);
+        weigh(isa, (scores, width), &visible[..count], scales, words, inverses);
+    }
 
     let sums = sums.at_least(all * padded);
     let mut place = BlockMut::new(sums, padded);
@@ -75,7 +75,7 @@ pub(super) fn block(
             let first = group * GROUP / ELEMENTS;
             let ends = width / ELEMENTS - first + 2 * group;
             let store = if group == 0 { Store::Overwrite } else { Store::Accumulate };
-            let Panels { data, stride, depth_stride: step } =
+            let Panels { data, stride, depth_stride: step, .. } =
                 cache.values(part.heads.start + side.start, group * GROUP);
             let stride = together.stride(stride, padded);
             for tile in tiles(Fp16::ROWS, count) {
@@ -106,10 +106,10 @@ struct Together {
 }
 
 impl Together {
-    /// For so many rows of each head.
-    fn of(rows: usize) -> Together {
+    /// For so many rows of each of some heads.
+    fn of(rows: usize, heads: usize) -> Together {
         let tile = tiles(Fp16::ROWS, rows).next().map_or(1, |tile| tile.len());
-        if rows == 1 {
+        if rows == 1 && heads >= 4 {
             Together { heads: 4, panels: 1 }
         } else {
             Together { heads: 1, panels: Fp16::side_by_side(tile) }
@@ -144,13 +144,131 @@ impl Together {
     }
 }
 
-per_isa! {
-    /// Multiplies the visible weights of every row, `width` apart, by the scales of their values. The others become zero.
-    fn weigh(weights: &mut [f32], width: usize, visible: &[usize], scales: &[f32]) {
-        for (row, &visible) in weights.chunks_exact_mut(width).zip(visible) {
-            let (seen, hidden) = row.split_at_mut(visible);
-            seen.iter_mut().zip(scales).for_each(|(weight, scale)| *weight *= scale);
-            hidden.fill(0.0);
+/// Elements of a vector, and positions of a panel.
+const LANES: usize = 16;
+const PANEL: usize = 2 * LANES;
+
+/// Rows of scores, `width` apart, become weights in fp16: `exp(score - largest)` times the scale of the position's values where
+/// it is visible, else zero. Their sums, without the scales, become `inverses`, one over each.
+///
+/// # Panics
+/// Where the CPU lacks the instructions or the lengths do not fit together.
+fn weigh<'a>(
+    isa: Isa,
+    (scores, width): (&[f32], usize),
+    visible: &[usize],
+    scales: impl Fn(usize) -> &'a [f32],
+    words: &mut [u32],
+    inverses: &mut [f32],
+) {
+    assert!(Fp16::usable(isa) && width.is_multiple_of(columns(isa)));
+    let rows = scores.chunks_exact(width).zip(words.chunks_exact_mut(grouped::row_words(width, ELEMENTS)));
+    for (((scores, words), &visible), inverse) in rows.zip(visible).zip(inverses) {
+        // SAFETY: checked above.
+        *inverse = unsafe { weigh_row(scores, visible, &scales, words) };
+    }
+}
+
+/// One row of [`weigh`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
+fn weigh_row<'a>(
+    scores: &[f32],
+    visible: usize,
+    scales: &impl Fn(usize) -> &'a [f32],
+    words: &mut [u32],
+) -> f32 {
+    // SAFETY: sixteen elements can be read.
+    let load = |block: &[f32; LANES]| unsafe { _mm512_loadu_ps(block.as_ptr()) };
+    let blocks = scores.as_chunks::<LANES>().0;
+    let (whole, rest) = (visible / LANES, (1 << (visible % LANES)) - 1);
+    let mut largest = _mm512_set1_ps(f32::NEG_INFINITY);
+    for block in &blocks[..whole] {
+        // Of a score that is not a number and another, the second is taken.
+        largest = _mm512_max_ps(load(block), largest);
+    }
+    if rest > 0 {
+        largest = _mm512_mask_max_ps(largest, rest, load(&blocks[whole]), largest);
+    }
+    let largest = _mm512_set1_ps(_mm512_reduce_max_ps(largest));
+    let (elements, ends) = words.split_at_mut(scores.len() / ELEMENTS);
+    let groups = elements.chunks_mut(GROUP / ELEMENTS).zip(ends.as_chunks_mut::<2>().0);
+    let panels = scores.as_chunks::<PANEL>().0;
+    let mut sums = [_mm512_setzero_ps(); 2];
+    for ((words, end), (group, panels)) in groups.zip(panels.chunks(GROUP / PANEL).enumerate()) {
+        let (mut weights, mut most) = ([0.0; GROUP], _mm512_setzero_si512());
+        for (at, (panel, to)) in panels.iter().zip(weights.as_chunks_mut::<PANEL>().0).enumerate() {
+            let at = group * (GROUP / PANEL) + at;
+            let shown = visible.saturating_sub(at * PANEL);
+            if shown == 0 {
+                break;
+            }
+            let scales = scales(at).as_chunks::<LANES>().0;
+            for (half, (scores, to)) in
+                panel.as_chunks::<LANES>().0.iter().zip(to.as_chunks_mut::<LANES>().0).enumerate()
+            {
+                let mut powers = exp(_mm512_sub_ps(load(scores), largest));
+                let mut scaled = _mm512_mul_ps(powers, load(&scales[half]));
+                if shown < PANEL {
+                    let mask = (((1u32 << shown) - 1) >> (LANES * half)) as u16;
+                    powers = _mm512_maskz_mov_ps(mask, powers);
+                    scaled = _mm512_maskz_mov_ps(mask, scaled);
+                }
+                sums[half] = _mm512_add_ps(sums[half], powers);
+                // Weights and scales are not below zero; what is no number is above all, whatever its sign.
+                most = _mm512_max_epu32(most, _mm512_castps_si512(scaled));
+                // SAFETY: sixteen elements can be written.
+                unsafe { _mm512_storeu_ps(to.as_mut_ptr(), scaled) };
+            }
+        }
+        let most = _mm512_reduce_max_epu32(most) & 0x7fff_ffff;
+        *end = [round_below(most, &weights[..ELEMENTS * words.len()], words).to_bits(), 0];
+    }
+    1.0 / _mm512_reduce_add_ps(_mm512_add_ps(sums[0], sums[1]))
+}
+
+/// `e^x` of sixteen numbers up to zero, [`crate::math::fused::exp`] to the bit.
+#[inline]
+#[target_feature(enable = "avx512f,fma")]
+fn exp(x: __m512) -> __m512 {
+    let all = _mm512_set1_ps;
+    let n = _mm512_fmadd_ps(x, all(std::f32::consts::LOG2_E), all(12_582_912.0));
+    let whole = _mm512_sub_ps(n, all(12_582_912.0));
+    let r = _mm512_fmadd_ps(whole, all(-0.693_359_4), x);
+    let r = _mm512_fmadd_ps(whole, all(2.121_944_4e-4), r);
+    let mut p = all(1.987_569_1e-4);
+    for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5e-1] {
+        p = _mm512_fmadd_ps(p, r, all(coefficient));
+    }
+    let p = _mm512_add_ps(_mm512_fmadd_ps(p, _mm512_mul_ps(r, r), r), all(1.0));
+    let exponent = _mm512_slli_epi32::<23>(_mm512_castps_si512(n));
+    let scale = _mm512_castsi512_ps(_mm512_add_epi32(exponent, _mm512_set1_epi32(127 << 23)));
+    // Far below zero anything may have come out.
+    _mm512_maskz_mul_ps(_mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, all(-87.3)), p, scale)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exponentials_of_a_vector_are_those_of_its_numbers_to_the_bit() {
+        let isa = Isa::best();
+        if isa.level() < crate::Level::Avx512 {
+            return eprintln!("SKIPPED: this CPU has no AVX-512");
+        }
+        let mut xs: Vec<f32> = (0..=900_000).map(|i| i as f32 * -1e-4).collect();
+        xs.extend([f32::NEG_INFINITY, f32::NAN, f32::MIN, -87.3, -87.300_01, -1e-30, -1e5, -1e20]);
+        for xs in xs.chunks(LANES) {
+            let (mut padded, mut powers) = ([0.0; LANES], [0.0; LANES]);
+            padded[..xs.len()].copy_from_slice(xs);
+            // SAFETY: the CPU has AVX-512, and sixteen elements can be read and written.
+            unsafe { _mm512_storeu_ps(powers.as_mut_ptr(), exp(_mm512_loadu_ps(padded.as_ptr()))) };
+            for (x, power) in xs.iter().zip(powers) {
+                let expected = crate::math::fused::exp(*x);
+                let same = power.to_bits() == expected.to_bits() || power.is_nan() && expected.is_nan();
+                assert!(same, "exp({x}) = {power} not {expected}");
+            }
         }
     }
 }

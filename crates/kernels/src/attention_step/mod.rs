@@ -4,7 +4,7 @@
 use crate::attention::Heads;
 use crate::buffer::Lines;
 use crate::cache::{KeyValueCache, Layout};
-use crate::math::{LANES, exp, max, sum_of_lanes};
+use crate::math::{exp, largest_of_lanes, sum_of_lanes};
 use crate::projection::tiles;
 use crate::tile::{self, Left, Panels, Shape, Tile, prepared, with_tile};
 use crate::{BlockMut, Isa, Store};
@@ -30,9 +30,6 @@ struct Scratch {
     left: Lines,
     /// Values of which one in a word is not seen yet.
     last: Lines,
-    /// Scales of the values of one head.
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
-    scales: Lines,
 }
 
 impl Scratch {
@@ -43,7 +40,6 @@ impl Scratch {
             sums: Lines::new(),
             left: Lines::new(),
             last: Lines::new(),
-            scales: Lines::new(),
         }
     }
 }
@@ -176,7 +172,7 @@ fn block<K: Tile>(
     let queries = prepared::<K>(isa, d, queries, left);
 
     let panels = seen(count - 1).div_ceil(K::COLUMNS);
-    let width = (panels * K::COLUMNS).next_multiple_of(LANES);
+    let width = (panels * K::COLUMNS).next_multiple_of(SCORES);
     let scores = scores.at_least(all * width);
     let tile_rows = tiles(K::ROWS, count).next().map_or(1, |tile| tile.len());
     let mut place = BlockMut::new(scores, width);
@@ -277,16 +273,30 @@ impl<K: Tile> Sums<'_, K> {
     }
 }
 
+/// Scores that are taken side by side: a row has few where little was said.
+const SCORES: usize = 16;
+
 per_isa! {
     /// Replaces the visible scores of every row, `width` apart, by `exp(score - largest)`, and writes one over their sum.
     /// What is hidden in the last block gets a zero: whole blocks are faster than what is left of one.
     fn exponentials(scores: &mut [f32], width: usize, visible: &[usize], inverses: &mut [f32]) {
         for ((row, &visible), inverse) in scores.chunks_exact_mut(width).zip(visible).zip(inverses) {
-            let row = &mut row[..visible.next_multiple_of(LANES)];
-            row[visible..].fill(f32::NEG_INFINITY);
-            let largest = max(row);
-            let mut sums = [0.0; LANES];
-            for block in row.as_chunks_mut::<LANES>().0 {
+            let blocks = &mut row.as_chunks_mut::<SCORES>().0[..visible.div_ceil(SCORES)];
+            if let Some(last) = blocks.last_mut() {
+                let shown = (visible - 1) % SCORES;
+                for (l, score) in last.iter_mut().enumerate() {
+                    *score = if l <= shown { *score } else { f32::NEG_INFINITY };
+                }
+            }
+            let mut largest = [f32::NEG_INFINITY; SCORES];
+            for block in blocks.iter() {
+                for (largest, score) in largest.iter_mut().zip(block) {
+                    *largest = if *score > *largest { *score } else { *largest };
+                }
+            }
+            let largest = largest_of_lanes(&largest);
+            let mut sums = [0.0; SCORES];
+            for block in blocks {
                 for (score, sum) in block.iter_mut().zip(&mut sums) {
                     *score = exp(*score - largest);
                     *sum += *score;

@@ -44,63 +44,56 @@ pub(crate) enum Layout {
     Fp16,
 }
 
-/// What decides the places of keys and values.
+/// What decides the places of keys and values, and what follows from it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Form {
     pub isa: Isa,
     pub heads: Heads,
     pub format: CacheFormat,
+    pub layout: Layout,
+    /// Positions of a panel of keys, dimensions of a panel of values; an even number.
+    pub columns: usize,
+    /// Words of a panel of the keys of one head.
+    pub head_words: usize,
+    /// Dimensions of a head with the zeros that fill its last panel.
+    pub padded_dimension: usize,
 }
 
 impl Form {
-    pub fn layout(self) -> Layout {
-        match self.format {
+    pub fn new(isa: Isa, heads: Heads, format: CacheFormat) -> Form {
+        let layout = match format {
             CacheFormat::F32 => Layout::F32,
             #[cfg(target_arch = "x86_64")]
-            CacheFormat::Bf16 if self.isa.attends_in_fp16() => Layout::Fp16,
+            CacheFormat::Bf16 if isa.attends_in_fp16() => Layout::Fp16,
             CacheFormat::Bf16 => Layout::Bf16,
-        }
+        };
+        let (columns, dimension) = (columns(isa), heads.dimension);
+        let head_words = match layout {
+            #[cfg(target_arch = "x86_64")]
+            Layout::Fp16 => grouped::panel_words(dimension, fp16::ELEMENTS, columns) + columns,
+            _ => format.words(dimension) * columns,
+        };
+        let padded_dimension = dimension.next_multiple_of(columns);
+        Form { isa, heads, format, layout, columns, head_words, padded_dimension }
     }
 
     /// Whether memory of this form is memory of the other.
     pub fn is_as(self, other: Form) -> bool {
-        columns(self.isa) == columns(other.isa) && self.heads == other.heads && self.format == other.format
+        self.columns == other.columns && self.heads == other.heads && self.format == other.format
     }
 
     /// Words of keys and of values for `length` positions.
     pub fn words(self, length: usize) -> (usize, usize) {
-        (length.div_ceil(self.columns()) * self.panel_words(), self.format.words(length) * self.row_words())
+        (length.div_ceil(self.columns) * self.panel_words(), self.format.words(length) * self.row_words())
     }
 
     /// Words of a panel of keys, of all heads.
     pub fn panel_words(self) -> usize {
-        self.heads.key_value_heads * self.head_words()
-    }
-
-    /// Words of a panel of the keys of one head.
-    pub fn head_words(self) -> usize {
-        match self.layout() {
-            #[cfg(target_arch = "x86_64")]
-            Layout::Fp16 => {
-                let keys = grouped::panel_words(self.heads.dimension, fp16::ELEMENTS, self.columns());
-                keys + self.columns()
-            }
-            _ => self.format.words(self.heads.dimension) * self.columns(),
-        }
+        self.heads.key_value_heads * self.head_words
     }
 
     /// Words of the values of a position, or of a pair of them, of all heads.
     pub fn row_words(self) -> usize {
-        self.heads.key_value_heads * self.padded_dimension()
-    }
-
-    /// Positions of a panel of keys, dimensions of a panel of values; an even number.
-    pub fn columns(self) -> usize {
-        columns(self.isa)
-    }
-
-    /// Dimensions of a head with the zeros that fill its last panel.
-    pub fn padded_dimension(self) -> usize {
-        self.heads.dimension.next_multiple_of(self.columns())
+        self.heads.key_value_heads * self.padded_dimension
     }
 }

@@ -34,7 +34,7 @@ const FURTHER_POSITIONS: usize = 64;
 impl KeyValueCache {
     /// A cache without positions, for the tiles of `isa`.
     pub fn new(isa: Isa, heads: Heads, format: CacheFormat) -> KeyValueCache {
-        let form = Form { isa, heads, format };
+        let form = Form::new(isa, heads, format);
         KeyValueCache { form, length: 0, keys: Lines::new(), values: Lines::new() }
     }
 
@@ -87,7 +87,7 @@ impl KeyValueCache {
         assert!(qkv.len().is_multiple_of(row), "cache: {} elements are no rows of {row}", qkv.len());
         self.length += qkv.len() / row;
         self.fit();
-        let width = form.columns();
+        let width = form.columns;
         let (panel, rows) = form.words(width);
         let (first_panel, first) = (before / width, before % width);
         let keys = self.keys.words_mut()[first_panel * panel..].chunks_mut(panel);
@@ -131,39 +131,39 @@ impl KeyValueCache {
     }
 
     pub(crate) fn layout(&self) -> Layout {
-        self.form.layout()
+        self.form.layout
     }
 
     /// Words of a panel of the keys of one head.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub(crate) fn head_words(&self) -> usize {
-        self.form.head_words()
+        self.form.head_words
     }
 
     /// Dimensions of a head with the zeros that fill its last panel.
     pub(crate) fn padded_dimension(&self) -> usize {
-        self.form.padded_dimension()
+        self.form.padded_dimension
     }
 
     /// The keys of one head from panel `panel` on.
     pub(crate) fn keys(&self, head: usize, panel: usize) -> Panels<'_> {
         let stride = self.form.panel_words();
-        let data = &self.keys.words()[panel * stride + head * self.form.head_words()..];
-        Panels { data, stride, depth_stride: self.form.columns() }
+        let data = &self.keys.words()[panel * stride + head * self.form.head_words..];
+        Panels { data, stride, depth_stride: self.form.columns, next: &[] }
     }
 
     /// The scales of a panel of values of one head, in fp16.
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn value_scales(&self, head: usize, panel: usize) -> &[f32] {
-        let end = panel * self.form.panel_words() + (head + 1) * self.form.head_words();
-        &self.keys.floats()[end - self.form.columns()..end]
+        let end = panel * self.form.panel_words() + (head + 1) * self.form.head_words;
+        &self.keys.floats()[end - self.form.columns..end]
     }
 
     /// The values of one head from `position` on, the first of a word.
     pub(crate) fn values(&self, head: usize, position: usize) -> Panels<'_> {
         let depth_stride = self.form.row_words();
         let row = position / self.form.format.elements() * depth_stride;
-        let data = &self.values.words()[row + head * self.form.padded_dimension()..];
-        Panels { data, stride: self.form.columns(), depth_stride }
+        let data = &self.values.words()[row + head * self.form.padded_dimension..];
+        Panels { data, stride: self.form.columns, depth_stride, next: &[] }
     }
 }

@@ -29,7 +29,7 @@ impl NewPositions<'_> {
         for (i, row) in self.qkv.chunks_exact(heads.row()).enumerate() {
             let (keys, values) =
                 row[heads.key_start(0)..].split_at(heads.value_start(0) - heads.key_start(0));
-            match self.form.layout() {
+            match self.form.layout {
                 #[cfg(target_arch = "x86_64")]
                 super::form::Layout::Fp16 => self.write_fp16(self.first + i, keys, values),
                 _ => self.write_plain(self.first + i, keys, values),
@@ -38,10 +38,10 @@ impl NewPositions<'_> {
     }
 
     fn write_plain(&mut self, position: usize, keys: &[f32], values: &[f32]) {
-        let Form { isa, heads, format } = self.form;
+        let Form { isa, heads, format, .. } = self.form;
         let (d, elements) = (heads.dimension, keys.len());
         let (width, padded, row_words) =
-            (self.form.columns(), self.form.padded_dimension(), self.form.row_words());
+            (self.form.columns, self.form.padded_dimension, self.form.row_words());
         // Heads that leave no gap are written as one.
         let keys_at_once = if d.is_multiple_of(format.elements()) { elements } else { d };
         let values_at_once = if padded == d { elements } else { d };
@@ -75,8 +75,8 @@ impl NewPositions<'_> {
 
     #[cfg(target_arch = "x86_64")]
     fn write_fp16(&mut self, position: usize, keys: &[f32], values: &[f32]) {
-        let (isa, d, columns) = (self.form.isa, self.form.heads.dimension, self.form.columns());
-        let (head_words, padded) = (self.form.head_words(), self.form.padded_dimension());
+        let (isa, d, columns) = (self.form.isa, self.form.heads.dimension, self.form.columns);
+        let (head_words, padded) = (self.form.head_words, self.form.padded_dimension);
         let row = position / fp16::ELEMENTS * self.form.row_words();
         let places = self.keys.chunks_exact_mut(head_words).zip(self.values[row..].chunks_exact_mut(padded));
         for ((keys, values), (panel, row)) in keys.chunks_exact(d).zip(values.chunks_exact(d)).zip(places) {

@@ -18,7 +18,14 @@ const TOP: u32 = 3;
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 fn round(values: &[f32], words: &mut [u32]) -> f32 {
-    let (factor, inverse) = scale(largest(values));
+    round_below(largest(values), values, words)
+}
+
+/// As [`round`], where the bits of the largest magnitude are known.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+pub(crate) fn round_below(largest: u32, values: &[f32], words: &mut [u32]) -> f32 {
+    let (factor, inverse) = scale(largest);
     let narrow = |mask, from: *const f32| {
         // SAFETY: the elements of the mask are there to be read.
         let values = unsafe { _mm512_maskz_loadu_ps(mask, from) };

@@ -59,7 +59,7 @@ macro_rules! family {
         $(#[target_feature(enable = $features)])?
         unsafe fn $function<const ROWS: usize, const PANELS: usize, const SINGLES: bool>(operands: &Operands) {
             let &Operands { left, left_stride, mut ends, right, right_stride, right_step, .. } = operands;
-            let &Operands { mut scales, scales_stride, steps, c, c_stride, .. } = operands;
+            let &Operands { mut scales, scales_stride, mut next, next_step, steps, c, c_stride, .. } = operands;
             // SAFETY: see the caller's contract.
             unsafe {
                 // The row of a panel, which is its own where every panel has one, and the place of its sums.
@@ -87,6 +87,8 @@ macro_rules! family {
                         }
                     }
                     for _ in 0..now {
+                        $crate::prefetch::read_soon(next);
+                        next = next.wrapping_add(next_step);
                         let mut vectors = [[$right(b); 2]; PANELS];
                         for panel in 0..PANELS {
                             let b = b.add(panel * right_stride);

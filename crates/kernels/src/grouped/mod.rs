@@ -39,6 +39,9 @@ pub(crate) struct Operands {
     /// them.
     scales: *const f32,
     scales_stride: usize,
+    /// What the caches are asked for with each step, and how far apart.
+    next: *const u32,
+    next_step: usize,
     /// Words of depth, whole groups but for the last.
     steps: usize,
     c: *mut f32,
@@ -104,8 +107,8 @@ static ONES: [f32; 32] = [1.0; 32];
 /// Panels from a group on, and how far the next one is.
 #[derive(Clone, Copy)]
 pub(crate) enum Right<'a> {
-    /// Scales, then words, group after group.
-    Scaled { words: &'a [u32], stride: usize },
+    /// Scales, then words, group after group. The caches are asked for `next` meanwhile, a line with each step.
+    Scaled { words: &'a [u32], stride: usize, next: &'a [u32] },
     /// One group of words without scales, `step` apart.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     Plain { words: &'a [u32], stride: usize, step: usize },
@@ -142,15 +145,16 @@ pub(crate) fn multiply<F: Family>(
     assert!(F::usable(isa) && rows > 0 && panels > 0);
     let groups = steps.div_ceil(GROUP / F::ELEMENTS);
     assert!(a.words.len() >= (rows - 1) * a.stride + steps.max(a.ends + 2 * groups));
-    let (words, right_stride, right_step, scales, scales_stride) = match b {
-        Right::Scaled { words, stride } => {
+    let none: &[u32] = &[];
+    let (words, right_stride, right_step, scales, scales_stride, next) = match b {
+        Right::Scaled { words, stride, next } => {
             assert!(words.len() >= (panels - 1) * stride + (steps + groups) * F::COLUMNS);
-            (&words[F::COLUMNS..], stride, F::COLUMNS, words.as_ptr().cast(), stride)
+            (&words[F::COLUMNS..], stride, F::COLUMNS, words.as_ptr().cast(), stride, next)
         }
         Right::Plain { words, stride, step } => {
             assert!(groups <= 1 && F::COLUMNS <= ONES.len());
             assert!(words.len() >= (panels - 1) * stride + steps.saturating_sub(1) * step + F::COLUMNS);
-            (words, stride, step, ONES.as_ptr(), 0)
+            (words, stride, step, ONES.as_ptr(), 0, none)
         }
     };
     let (c, c_stride) = c.place(row..row + rows, column..column + side_by_side * F::COLUMNS);
@@ -163,6 +167,8 @@ pub(crate) fn multiply<F: Family>(
         right_step,
         scales,
         scales_stride,
+        next: if next.is_empty() { words.as_ptr() } else { next.as_ptr() },
+        next_step: if next.is_empty() { 0 } else { prefetch::LINE },
         steps,
         c,
         c_stride,
@@ -203,38 +209,51 @@ pub(crate) fn project<F: Family>(product: &Product<'_>, panels: Range<usize>, y:
             let count = power_of_two_up_to(F::side_by_side(tile_rows), panels.end - panel);
             let column = (panel - panels.start) * F::COLUMNS;
             let columns = count * F::COLUMNS;
-            let present = columns.min(y.columns() - column);
             for first in (0..steps).step_by(block) {
                 let group = first / (GROUP / F::ELEMENTS);
                 let start = panel * panel_words + (first + group) * F::COLUMNS;
-                let right = Right::Scaled { words: &memory[start..], stride: panel_words };
                 let depth = block.min(steps - first);
                 let store = if first == 0 { Store::Overwrite } else { Store::Accumulate };
                 let words = (depth + depth.div_ceil(GROUP / F::ELEMENTS)) * F::COLUMNS;
-                let mut ahead = following(&memory[start..], words, height, F::ROWS);
+                let mut next = following(&memory[start..], words, depth, height > F::ROWS);
                 for tile in tiles(F::ROWS, height) {
-                    ahead.next().into_iter().for_each(prefetch::read_soon);
                     let row = top + tile.start;
                     let words = &x[row * row_words + first..];
                     let left = Left { words, ends: steps - first + 2 * group, stride: row_words };
                     let shape = (Shape::Whole { rows: tile.len(), panels: count }, depth);
-                    if present == columns {
+                    let next = next.next().unwrap_or_default();
+                    let right = Right::Scaled { words: &memory[start..], stride: panel_words, next };
+                    if column + columns <= y.columns() {
                         multiply::<F>(isa, shape, left, right, y, (row, column), store);
-                        continue;
-                    }
-                    // The last columns are beyond the output.
-                    let mut edge = [0.0; LARGEST];
-                    let edge = &mut edge[..tile.len() * columns];
-                    for (r, old) in edge.chunks_exact_mut(columns).enumerate() {
-                        old[..present].copy_from_slice(&y.row_mut(row + r)[column..]);
-                    }
-                    multiply::<F>(isa, shape, left, right, &mut BlockMut::new(edge, columns), (0, 0), store);
-                    for (r, sums) in edge.chunks_exact(columns).enumerate() {
-                        y.row_mut(row + r)[column..].copy_from_slice(&sums[..present]);
+                    } else {
+                        edge::<F>(isa, shape, left, right, y, (row, column), store);
                     }
                 }
             }
             panel += count;
         }
+    }
+}
+
+/// A tile whose last columns are beyond the output.
+fn edge<F: Family>(
+    isa: Isa,
+    (shape, steps): (Shape, usize),
+    left: Left<'_>,
+    right: Right<'_>,
+    y: &mut BlockMut<'_, f32>,
+    (row, column): (usize, usize),
+    store: Store,
+) {
+    let Shape::Whole { rows, panels } = shape else { unreachable!("products are whole tiles") };
+    let (columns, present) = (panels * F::COLUMNS, y.columns() - column);
+    let mut tile = [0.0; LARGEST];
+    let tile = &mut tile[..rows * columns];
+    for (r, old) in tile.chunks_exact_mut(columns).enumerate() {
+        old[..present].copy_from_slice(&y.row_mut(row + r)[column..]);
+    }
+    multiply::<F>(isa, (shape, steps), left, right, &mut BlockMut::new(tile, columns), (0, 0), store);
+    for (r, sums) in tile.chunks_exact(columns).enumerate() {
+        y.row_mut(row + r)[column..].copy_from_slice(&sums[..present]);
     }
 }

@@ -156,7 +156,7 @@ fn block<K: Tile, C: Element>(
             let tile_height = K::ROWS.min(height - tile_row);
             let (a, row_stride, column_stride) = operand.tile(tile_row, depth, K::ROWS);
             let left = Left { data: as_words(a), row_stride, depth_stride: column_stride };
-            let right = Panels { data: as_words(panel), stride: 0, depth_stride: K::COLUMNS };
+            let right = Panels { data: as_words(panel), stride: 0, depth_stride: K::COLUMNS, next: &[] };
             let mut sums = BlockMut::new(tile, K::COLUMNS);
             tile::multiply::<K>(isa, shape, left, right, &mut sums, (0, 0), Store::Overwrite);
             for r in 0..tile_height {

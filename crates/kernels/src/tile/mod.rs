@@ -42,12 +42,14 @@ pub(crate) struct Left<'a> {
     pub depth_stride: usize,
 }
 
-/// The right operand: panels that start `stride` words apart, a step of k `depth_stride` after the one before.
+/// The right operand: panels that start `stride` words apart, a step of k `depth_stride` after the one before. Where more than two
+/// rows pass by, the caches are asked for `next` meanwhile, a line with each step.
 #[derive(Clone, Copy)]
 pub(crate) struct Panels<'a> {
     pub data: &'a [u32],
     pub stride: usize,
     pub depth_stride: usize,
+    pub next: &'a [u32],
 }
 
 /// Rows, panels and steps of depth of a tile.
@@ -68,6 +70,8 @@ pub(crate) struct Operands {
     panel_stride: usize,
     panel_depth_stride: usize,
     ahead: usize,
+    next: *const u32,
+    next_step: usize,
     c: *mut f32,
     c_stride: usize,
     accumulate: bool,
@@ -139,6 +143,8 @@ pub(crate) fn multiply<K: Tile>(
         panel_stride: b.stride,
         panel_depth_stride: b.depth_stride,
         ahead: ahead(b.data.len()),
+        next: if b.next.is_empty() { b.data.as_ptr() } else { b.next.as_ptr() },
+        next_step: if b.next.is_empty() { 0 } else { prefetch::LINE },
         c,
         c_stride,
         accumulate: store == Store::Accumulate,
@@ -214,7 +220,8 @@ macro_rules! tiles {
         #[allow(clippy::needless_range_loop, reason = "the indices are those of registers")]
         $(#[target_feature(enable = $features)])?
         unsafe fn $function<const ROWS: usize, const PANELS: usize>(operands: &Operands) {
-            let Operands { depth, row_stride, depth_stride, panel_stride, ahead, c, c_stride, .. } = *operands;
+            let &Operands { depth, row_stride, depth_stride, panel_stride, ahead, .. } = operands;
+            let &Operands { mut next, next_step, c, c_stride, .. } = operands;
             // SAFETY: see the caller's contract.
             unsafe {
                 let at = |row: usize, panel: usize, half: usize| {
@@ -230,6 +237,10 @@ macro_rules! tiles {
                 }
                 let (mut a, mut b) = (operands.a, operands.b);
                 for _ in 0..depth {
+                    if ROWS > 2 {
+                        $crate::prefetch::read_soon(next);
+                        next = next.wrapping_add(next_step);
+                    }
                     let mut right = [[$right(b); 2]; PANELS];
                     for panel in 0..PANELS {
                         let b = b.add(panel * panel_stride);

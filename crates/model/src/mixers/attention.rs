@@ -6,7 +6,7 @@ use super::{
 };
 use crate::Config;
 use std::sync::{Arc, OnceLock};
-use strata_tensor::infer::{self, Cached, KeyValueCache};
+use strata_tensor::infer::{self, Attending, KeyValueCache};
 use strata_tensor::ops::Sight;
 use strata_tensor::recurrent::{self, Sighted};
 use strata_tensor::{Activation, Cpu, Heads, Isa, RotaryTable, Tape, Var};
@@ -155,19 +155,16 @@ impl Mixer for Attention {
         infer::project_then(cpu, step.x, weights[0].projection(), step.words, &mut qkv, |rows, qkv| {
             infer::rotate_rows(cpu.isa(), table, &positions[rows], turned, row, qkv);
         });
-        let caches = step.pieces.iter_mut().map(|piece| {
-            let Carried::Cache(cache) = &mut *piece.carried else { unreachable!("checked before") };
-            (piece.new, cache)
-        });
-        infer::extend(cpu, heads, &qkv, caches);
         // Behind the last keys and values, only what is wanted is computed.
-        let wanted = step.keep_wanted(&mut qkv, row);
-        let cached = step.pieces.iter().map(|piece| {
-            let Carried::Cache(cache) = &*piece.carried else { unreachable!("checked before") };
-            Cached { new: if step.last_only { 1 } else { piece.new }, cache }
+        let last_only = step.last_only;
+        let sequences = step.pieces.iter_mut().map(|piece| {
+            let Carried::Cache(cache) = &mut *piece.carried else { unreachable!("checked before") };
+            Attending { new: piece.new, wanted: if last_only { 1 } else { piece.new }, cache }
         });
+        let sequences: Vec<_> = sequences.collect();
+        let wanted: usize = sequences.iter().map(|sequence| sequence.wanted).sum();
         let mut attended = step.buffers.take::<f32>(wanted * heads.query_row());
-        infer::attention(cpu, heads, &qkv[..wanted * row], &cached.collect::<Vec<_>>(), &mut attended);
+        infer::attention(cpu, heads, &qkv, sequences, &mut attended);
         infer::project(cpu, &attended, weights[1].projection(), step.words, step.y);
         step.buffers.give(qkv);
         step.buffers.give(attended);

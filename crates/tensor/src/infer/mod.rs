@@ -3,7 +3,6 @@
 
 use crate::cpu::rows_mut;
 use crate::{Cpu, Heads};
-use std::ops::Range;
 use strata_kernels::attention_step::attention_step;
 use strata_kernels::cache::NewPositions;
 pub use strata_kernels::cache::{CacheFormat, KeyValueCache};
@@ -16,7 +15,7 @@ mod product;
 pub use product::{PackedWeight, WeightFormat, pack, pack_with, project, project_then, row_blocks};
 pub use strata_kernels::rotary::rotate_rows;
 
-/// New tokens of a sequence that are one piece of work.
+/// New tokens of a sequence that are one piece of shared work.
 const TOKEN_BLOCK: usize = 64;
 
 /// `y = weight · x / sqrt(mean(x²) + epsilon)` for every row of `weight.len()` elements.
@@ -49,67 +48,76 @@ pub fn swiglu(cpu: &Cpu, gate_up: &[f32], width: usize, y: &mut [f32]) {
     });
 }
 
-/// Adds the keys and values of new tokens to the caches of their sequences, so many to each. `qkv` holds a row as [`Heads`]
-/// describes it per new token, sequence after sequence, the keys turned to their positions.
-pub fn extend<'a>(
+/// A sequence with new tokens.
+#[derive(Debug)]
+pub struct Attending<'a> {
+    /// How many are new.
+    pub new: usize,
+    /// Of how many of them, the last ones, results are wanted.
+    pub wanted: usize,
+    /// The keys and values of those before.
+    pub cache: &'a mut KeyValueCache,
+}
+
+/// Adds the keys and values of new tokens to those of their sequences, and attends to them. `qkv` holds a row as [`Heads`]
+/// describes it per new token, sequence after sequence, queries and keys turned to their positions; `output` gets the results
+/// that are wanted (tokens x `heads · dimension`).
+pub fn attention(cpu: &Cpu, heads: Heads, qkv: &[f32], sequences: Vec<Attending<'_>>, output: &mut [f32]) {
+    let operations = |sequence: &Attending<'_>| {
+        2 * sequence.wanted * (sequence.cache.len() + sequence.new) * heads.query_row()
+    };
+    if cpu.worth_sharing(sequences.iter().map(operations).sum()) {
+        return shared_attention(cpu, heads, qkv, sequences, output);
+    }
+    let (mut rest, mut output) = (qkv, output);
+    for Attending { new, wanted, cache } in sequences {
+        let own = rest.split_off(..new * heads.row()).unwrap_or_default();
+        // What was just written is still near when it is read.
+        cache.extend(own).for_each(NewPositions::write);
+        let results = output.split_off_mut(..wanted * heads.query_row()).unwrap_or_default();
+        let queries = &own[(new - wanted) * heads.row()..];
+        let mut results = grid::BlockMut::new(results, heads.query_row());
+        attention_step(cache, 0..heads.key_value_heads, queries, cache.len() - wanted, &mut results);
+    }
+    assert!(rest.is_empty() && output.is_empty(), "attention: elements of no sequence");
+}
+
+fn shared_attention(
     cpu: &Cpu,
     heads: Heads,
-    qkv: &'a [f32],
-    sequences: impl Iterator<Item = (usize, &'a mut KeyValueCache)>,
+    qkv: &[f32],
+    mut sequences: Vec<Attending<'_>>,
+    output: &mut [f32],
 ) {
-    let (mut rest, mut pieces) = (qkv, Vec::new());
-    for (new, cache) in sequences {
-        let (own, others) = rest.split_at(new * heads.row());
-        rest = others;
-        pieces.extend(cache.extend(own));
+    let (mut rest, mut new_positions) = (qkv, Vec::new());
+    for Attending { new, cache, .. } in &mut sequences {
+        new_positions.extend(cache.extend(rest.split_off(..*new * heads.row()).unwrap_or_default()));
     }
-    assert!(rest.is_empty(), "{} elements of no sequence", rest.len());
+    assert!(rest.is_empty(), "attention: {} elements of no sequence", rest.len());
     // Rounding takes the time of some four multiply-adds.
-    cpu.for_each_of(4 * qkv.len(), pieces.into_iter(), NewPositions::write);
-}
+    cpu.for_each_of(4 * qkv.len(), new_positions.into_iter(), NewPositions::write);
 
-/// One sequence: how many of its tokens are new, and all its keys and values, new ones included.
-#[derive(Clone, Copy, Debug)]
-pub struct Cached<'a> {
-    /// New tokens.
-    pub new: usize,
-    /// Keys and values.
-    pub cache: &'a KeyValueCache,
-}
-
-/// Attention of the new tokens of every sequence over its own keys and values. `qkv` holds a row as [`Heads`]
-/// describes it per new token, sequence after sequence, the queries turned to their positions; `output` gets
-/// their results (new tokens x `heads · dimension`).
-pub fn attention(cpu: &Cpu, heads: Heads, qkv: &[f32], sequences: &[Cached<'_>], output: &mut [f32]) {
     struct Piece<'a> {
         cache: &'a KeyValueCache,
-        rows: Range<usize>,
+        qkv: &'a [f32],
         position: usize,
     }
-    let (mut pieces, mut end, mut operations) = (Vec::new(), 0, 0);
-    for &Cached { new, cache } in sequences {
-        for start in (0..new).step_by(TOKEN_BLOCK) {
-            let rows = end + start..end + new.min(start + TOKEN_BLOCK);
-            let position = cache.len() - new + start;
-            operations += 2 * rows.len() * (position + rows.len()) * heads.query_row();
-            pieces.push(Piece { cache, rows, position });
+    let (mut pieces, mut rows, mut start, mut end) = (Vec::new(), Vec::new(), 0, 0);
+    for Attending { new, wanted, cache } in &sequences {
+        start += new - wanted;
+        for first in (0..*wanted).step_by(TOKEN_BLOCK) {
+            let count = TOKEN_BLOCK.min(wanted - first);
+            let qkv = &qkv[(start + first) * heads.row()..][..count * heads.row()];
+            pieces.push(Piece { cache, qkv, position: cache.len() - wanted + first });
+            rows.push(end + first..end + first + count);
         }
-        end += new;
+        (start, end) = (start + wanted, end + wanted);
     }
-    let rows: Vec<_> = pieces.iter().map(|piece| piece.rows.clone()).collect();
-    let shared = cpu.worth_sharing(operations);
-    // Several heads are faster at once than one after the other.
-    let side_by_side = if shared { 1 } else { heads.key_value_heads };
-    let groups: Vec<_> =
-        (0..heads.key_value_heads).step_by(side_by_side).map(|head| head..head + side_by_side).collect();
     let width = heads.group() * heads.dimension;
-    let columns: Vec<_> = groups.iter().map(|heads| heads.start * width..heads.end * width).collect();
+    let columns: Vec<_> = (0..heads.key_value_heads).map(|head| head * width..(head + 1) * width).collect();
     let blocks = grid::split(output, heads.query_row(), &rows, &columns);
-    let work = |(i, mut block): (usize, grid::BlockMut<'_, f32>)| {
-        let Piece { cache, rows, position } = &pieces[i / groups.len()];
-        let qkv = &qkv[rows.start * heads.row()..rows.end * heads.row()];
-        attention_step(cache, groups[i % groups.len()].clone(), qkv, *position, &mut block);
-    };
-    let items = blocks.into_iter().enumerate();
-    if shared { cpu.for_each(items.collect(), work) } else { items.for_each(work) }
+    cpu.for_each(blocks.into_iter().enumerate().collect(), |(i, mut block)| {
+        let (Piece { cache, qkv, position }, head) = (&pieces[i / columns.len()], i % columns.len());
+        attention_step(cache, head..head + 1, qkv, *position, &mut block);
+    });
 }
