@@ -6,9 +6,8 @@ use std::arch::x86_64::{
     _mm_shuffle_ps,
 };
 
-/// Numbers that a reduction or a row of exponentials takes side by side: enough to fill the widest registers several times
-/// over.
-pub(crate) const LANES: usize = 32;
+/// Numbers that a reduction takes side by side: enough to fill the widest registers several times over.
+const LANES: usize = 32;
 
 /// `[value(0), value(1), …]`. `std::array::from_fn` (and `map` of an array) may stay a call even for sixteen values, compiled
 /// without the instruction set of its caller: a fused multiply-add in it is then a call too.

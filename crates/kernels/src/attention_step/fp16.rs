@@ -2,7 +2,7 @@
 //!
 //! Rows of a tile are multiplied with all that the last of them sees: what a row does not see has the weight zero, and the words
 //! of values are finite. So a row's sums have the same bits in any tile. Keys need not be finite: one that is not spoils the scores
-//! of its own position, which are overwritten for those who do not see it.
+//! of its own position, which are masked for those who do not see it.
 
 use super::{Part, ROWS, Scratch};
 use crate::cache::KeyValueCache;
@@ -97,8 +97,8 @@ pub(super) fn block(
     part.write(heads, (sums, padded), &inverses, output);
 }
 
-/// What is computed in one loop: several heads where each has a single row, whose sums are too few to keep a core busy, else
-/// several panels of one head.
+/// What is computed in one loop: several heads where there are four or more and each has a single row, whose sums are too few to keep
+/// a core busy, else several panels of one head.
 #[derive(Clone, Copy)]
 struct Together {
     heads: usize,
@@ -146,7 +146,7 @@ impl Together {
 
 /// Elements of a vector, and positions of a panel.
 const LANES: usize = 16;
-const PANEL: usize = 2 * LANES;
+const PANEL: usize = Fp16::COLUMNS;
 
 /// Rows of scores, `width` apart, become weights in fp16: `exp(score - largest)` times the scale of the position's values where
 /// it is visible, else zero. Their sums, without the scales, become `inverses`, one over each.
@@ -161,8 +161,10 @@ fn weigh<'a>(
     words: &mut [u32],
     inverses: &mut [f32],
 ) {
-    assert!(Fp16::usable(isa) && width.is_multiple_of(columns(isa)));
-    let rows = scores.chunks_exact(width).zip(words.chunks_exact_mut(grouped::row_words(width, ELEMENTS)));
+    let (rows, row_words) = (visible.len(), grouped::row_words(width, ELEMENTS));
+    assert!(Fp16::usable(isa) && width.is_multiple_of(PANEL) && inverses.len() == rows);
+    assert!(scores.len() == rows * width && words.len() == rows * row_words);
+    let rows = scores.chunks_exact(width).zip(words.chunks_exact_mut(row_words));
     for (((scores, words), &visible), inverse) in rows.zip(visible).zip(inverses) {
         // SAFETY: checked above.
         *inverse = unsafe { weigh_row(scores, visible, &scales, words) };
@@ -184,7 +186,7 @@ fn weigh_row<'a>(
     let (whole, rest) = (visible / LANES, (1 << (visible % LANES)) - 1);
     let mut largest = _mm512_set1_ps(f32::NEG_INFINITY);
     for block in &blocks[..whole] {
-        // Of a score that is not a number and another, the second is taken.
+        // A score that is not a number leaves it as it is.
         largest = _mm512_max_ps(load(block), largest);
     }
     if rest > 0 {

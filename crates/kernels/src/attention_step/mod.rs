@@ -475,7 +475,9 @@ mod tests {
         let mut random = Random::new(31);
         let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
         for (isa, format) in combinations() {
-            for (heads, key_value_heads, dimension) in [(4, 4, 32), (6, 2, 10), (3, 1, 64), (1, 1, 160)] {
+            for (heads, key_value_heads, dimension) in
+                [(4, 4, 32), (6, 2, 10), (3, 1, 64), (1, 1, 160), (7, 7, 40)]
+            {
                 let heads = Heads { heads, key_value_heads, dimension };
                 let tokens = 150;
                 let qkv: Vec<f32> = random.elements(tokens * heads.row());

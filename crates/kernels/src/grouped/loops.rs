@@ -87,8 +87,10 @@ macro_rules! family {
                         }
                     }
                     for _ in 0..now {
-                        $crate::prefetch::read_soon(next);
-                        next = next.wrapping_add(next_step);
+                        if ROWS > 2 {
+                            $crate::prefetch::read_soon(next);
+                            next = next.wrapping_add(next_step);
+                        }
                         let mut vectors = [[$right(b); 2]; PANELS];
                         for panel in 0..PANELS {
                             let b = b.add(panel * right_stride);

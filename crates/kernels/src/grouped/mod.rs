@@ -107,7 +107,8 @@ static ONES: [f32; 32] = [1.0; 32];
 /// Panels from a group on, and how far the next one is.
 #[derive(Clone, Copy)]
 pub(crate) enum Right<'a> {
-    /// Scales, then words, group after group. The caches are asked for `next` meanwhile, a line with each step.
+    /// Scales, then words, group after group. Where more than two rows pass by, the caches are asked for `next` meanwhile, a line with
+    /// each step, and beyond its end where there are more steps.
     Scaled { words: &'a [u32], stride: usize, next: &'a [u32] },
     /// One group of words without scales, `step` apart.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]

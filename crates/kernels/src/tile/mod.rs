@@ -43,7 +43,7 @@ pub(crate) struct Left<'a> {
 }
 
 /// The right operand: panels that start `stride` words apart, a step of k `depth_stride` after the one before. Where more than two
-/// rows pass by, the caches are asked for `next` meanwhile, a line with each step.
+/// rows pass by, the caches are asked for `next` meanwhile, a line with each step, and beyond its end where there are more steps.
 #[derive(Clone, Copy)]
 pub(crate) struct Panels<'a> {
     pub data: &'a [u32],

@@ -55,31 +55,46 @@ pub struct Attending<'a> {
     pub new: usize,
     /// Of how many of them, the last ones, results are wanted.
     pub wanted: usize,
-    /// The keys and values of those before.
+    /// The keys and values of those before, then of all.
     pub cache: &'a mut KeyValueCache,
 }
 
 /// Adds the keys and values of new tokens to those of their sequences, and attends to them. `qkv` holds a row as [`Heads`]
 /// describes it per new token, sequence after sequence, queries and keys turned to their positions; `output` gets the results
 /// that are wanted (tokens x `heads · dimension`).
+///
+/// # Panics
+/// Where the shapes do not fit together.
 pub fn attention(cpu: &Cpu, heads: Heads, qkv: &[f32], sequences: Vec<Attending<'_>>, output: &mut [f32]) {
-    let operations = |sequence: &Attending<'_>| {
-        2 * sequence.wanted * (sequence.cache.len() + sequence.new) * heads.query_row()
+    let (mut new, mut wanted) = (0, 0);
+    for sequence in &sequences {
+        assert!(sequence.wanted <= sequence.new, "attention: {sequence:?}");
+        (new, wanted) = (new + sequence.new, wanted + sequence.wanted);
+    }
+    assert!(
+        qkv.len() == new * heads.row() && output.len() == wanted * heads.query_row(),
+        "attention: {} elements of {new} tokens, {} for {wanted}, {heads:?}",
+        qkv.len(),
+        output.len()
+    );
+    // Rounding a key or value takes the time of some four multiply-adds.
+    let operations = |Attending { new, wanted, cache }: &Attending<'_>| {
+        2 * wanted * (cache.len() + new) * heads.query_row() + 4 * new * heads.row()
     };
     if cpu.worth_sharing(sequences.iter().map(operations).sum()) {
         return shared_attention(cpu, heads, qkv, sequences, output);
     }
     let (mut rest, mut output) = (qkv, output);
     for Attending { new, wanted, cache } in sequences {
-        let own = rest.split_off(..new * heads.row()).unwrap_or_default();
+        let (own, others) = rest.split_at(new * heads.row());
         // What was just written is still near when it is read.
         cache.extend(own).for_each(NewPositions::write);
-        let results = output.split_off_mut(..wanted * heads.query_row()).unwrap_or_default();
+        let (results, others_results) = output.split_at_mut(wanted * heads.query_row());
+        (rest, output) = (others, others_results);
         let queries = &own[(new - wanted) * heads.row()..];
         let mut results = grid::BlockMut::new(results, heads.query_row());
         attention_step(cache, 0..heads.key_value_heads, queries, cache.len() - wanted, &mut results);
     }
-    assert!(rest.is_empty() && output.is_empty(), "attention: elements of no sequence");
 }
 
 fn shared_attention(
@@ -91,10 +106,10 @@ fn shared_attention(
 ) {
     let (mut rest, mut new_positions) = (qkv, Vec::new());
     for Attending { new, cache, .. } in &mut sequences {
-        new_positions.extend(cache.extend(rest.split_off(..*new * heads.row()).unwrap_or_default()));
+        let (own, others) = rest.split_at(*new * heads.row());
+        new_positions.extend(cache.extend(own));
+        rest = others;
     }
-    assert!(rest.is_empty(), "attention: {} elements of no sequence", rest.len());
-    // Rounding takes the time of some four multiply-adds.
     cpu.for_each_of(4 * qkv.len(), new_positions.into_iter(), NewPositions::write);
 
     struct Piece<'a> {
@@ -120,4 +135,53 @@ fn shared_attention(
         let (Piece { cache, qkv, position }, head) = (&pieces[i / columns.len()], i % columns.len());
         attention_step(cache, head..head + 1, qkv, *position, &mut block);
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Isa;
+
+    #[test]
+    fn what_is_wanted_of_several_sequences_has_the_same_bits_for_any_number_of_threads_and_of_results() {
+        let isa = Isa::best();
+        let value = |i: usize| (i * 7919 % 1009) as f32 / 500.0 - 1.0;
+        for (heads, key_value_heads, dimension) in [(4, 2, 16), (6, 6, 32), (1, 1, 40)] {
+            let heads = Heads { heads, key_value_heads, dimension };
+            let (row, query_row) = (heads.row(), heads.query_row());
+            for format in [CacheFormat::F32, CacheFormat::Bf16] {
+                // Tokens before, new ones, and of how many results are wanted.
+                let run = |threads: usize, sequences: &[(usize, usize, usize)]| {
+                    let cpu = Cpu::new(isa, threads).unwrap();
+                    let mut caches = Vec::new();
+                    for &(before, ..) in sequences {
+                        let mut cache = KeyValueCache::new(isa, heads, format);
+                        let qkv: Vec<f32> = (0..before * row).map(value).collect();
+                        cache.extend(&qkv).for_each(NewPositions::write);
+                        caches.push(cache);
+                    }
+                    let count =
+                        |of: fn(&(usize, usize, usize)) -> usize| sequences.iter().map(of).sum::<usize>();
+                    let qkv: Vec<f32> = (0..count(|s| s.1) * row).map(|i| value(i + 3)).collect();
+                    let mut output = vec![f32::NAN; count(|s| s.2) * query_row];
+                    let attending = caches.iter_mut().zip(sequences);
+                    let attending =
+                        attending.map(|(cache, &(_, new, wanted))| Attending { new, wanted, cache });
+                    attention(&cpu, heads, &qkv, attending.collect(), &mut output);
+                    let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+                    bits(&output)
+                };
+                let all = run(1, &[(5, 70, 70), (9, 1, 1), (0, 130, 130), (40, 3, 3)]);
+                let some = [(5, 70, 1), (9, 1, 1), (0, 130, 90), (40, 3, 2)];
+                let wanted: Vec<u32> = [69..71, 71 + 40..201, 202..204]
+                    .into_iter()
+                    .flat_map(|rows| &all[rows.start * query_row..rows.end * query_row])
+                    .copied()
+                    .collect();
+                for threads in 1..=3 {
+                    assert!(run(threads, &some) == wanted, "{heads:?}, {format:?}, {threads} threads");
+                }
+            }
+        }
+    }
 }
