@@ -27,6 +27,13 @@ pub(crate) fn read_soon<T>(address: *const T) {
     let _ = address;
 }
 
+/// Where to ask from and how many words to go on with each step, for `words` to come line by line; `near`, which is there already,
+/// where there are none.
+#[inline(always)]
+pub(crate) fn line_by_line(words: &[u32], near: &[u32]) -> (*const u32, usize) {
+    if words.is_empty() { (near.as_ptr(), 0) } else { (words.as_ptr(), LINE) }
+}
+
 /// Asks for the cache line of `address`, which will be written.
 #[inline(always)]
 pub(crate) fn write<T>(address: *const T) {

@@ -8,6 +8,7 @@ use super::{Part, ROWS, Scratch};
 use crate::cache::KeyValueCache;
 use crate::grouped::fp16::{ELEMENTS, Fp16, prepare, round_below};
 use crate::grouped::{self, Family, GROUP, Left, Right, Shape, multiply};
+use crate::math::exponential::{COEFFICIENTS, LEAST, MINUS_LN_2, ROUND};
 use crate::projection::{columns, tiles};
 use crate::tile::{Panels, power_of_two_up_to};
 use crate::{BlockMut, Isa, Store};
@@ -166,7 +167,7 @@ fn weigh<'a>(
     assert!(scores.len() == rows * width && words.len() == rows * row_words);
     let rows = scores.chunks_exact(width).zip(words.chunks_exact_mut(row_words));
     for (((scores, words), &visible), inverse) in rows.zip(visible).zip(inverses) {
-        // SAFETY: checked above.
+        // SAFETY: arithmetic of fp16 comes with AVX-512 and FMA.
         *inverse = unsafe { weigh_row(scores, visible, &scales, words) };
     }
 }
@@ -234,19 +235,19 @@ fn weigh_row<'a>(
 #[target_feature(enable = "avx512f,fma")]
 fn exp(x: __m512) -> __m512 {
     let all = _mm512_set1_ps;
-    let n = _mm512_fmadd_ps(x, all(std::f32::consts::LOG2_E), all(12_582_912.0));
-    let whole = _mm512_sub_ps(n, all(12_582_912.0));
-    let r = _mm512_fmadd_ps(whole, all(-0.693_359_4), x);
-    let r = _mm512_fmadd_ps(whole, all(2.121_944_4e-4), r);
-    let mut p = all(1.987_569_1e-4);
-    for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5e-1] {
-        p = _mm512_fmadd_ps(p, r, all(coefficient));
+    let n = _mm512_fmadd_ps(x, all(std::f32::consts::LOG2_E), all(ROUND));
+    let whole = _mm512_sub_ps(n, all(ROUND));
+    let r = _mm512_fmadd_ps(whole, all(MINUS_LN_2[0]), x);
+    let r = _mm512_fmadd_ps(whole, all(MINUS_LN_2[1]), r);
+    let mut p = all(COEFFICIENTS[0]);
+    for coefficient in &COEFFICIENTS[1..] {
+        p = _mm512_fmadd_ps(p, r, all(*coefficient));
     }
     let p = _mm512_add_ps(_mm512_fmadd_ps(p, _mm512_mul_ps(r, r), r), all(1.0));
     let exponent = _mm512_slli_epi32::<23>(_mm512_castps_si512(n));
     let scale = _mm512_castsi512_ps(_mm512_add_epi32(exponent, _mm512_set1_epi32(127 << 23)));
     // Far below zero anything may have come out.
-    _mm512_maskz_mul_ps(_mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, all(-87.3)), p, scale)
+    _mm512_maskz_mul_ps(_mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, all(LEAST)), p, scale)
 }
 
 #[cfg(test)]

@@ -159,6 +159,7 @@ pub(crate) fn multiply<F: Family>(
         }
     };
     let (c, c_stride) = c.place(row..row + rows, column..column + side_by_side * F::COLUMNS);
+    let (next, next_step) = prefetch::line_by_line(next, words);
     let operands = Operands {
         left: a.words.as_ptr(),
         ends: a.words[a.ends..].as_ptr(),
@@ -168,8 +169,8 @@ pub(crate) fn multiply<F: Family>(
         right_step,
         scales,
         scales_stride,
-        next: if next.is_empty() { words.as_ptr() } else { next.as_ptr() },
-        next_step: if next.is_empty() { 0 } else { prefetch::LINE },
+        next,
+        next_step,
         steps,
         c,
         c_stride,

@@ -134,6 +134,7 @@ pub(crate) fn multiply<K: Tile>(
         depth == 0 || b.data.len() >= (panels - 1) * b.stride + (depth - 1) * b.depth_stride + K::COLUMNS
     );
     let (c, c_stride) = c.place(row..row + rows, column..column + panels * K::COLUMNS);
+    let (next, next_step) = prefetch::line_by_line(b.next, b.data);
     let operands = Operands {
         depth,
         a: a.data.as_ptr(),
@@ -143,8 +144,8 @@ pub(crate) fn multiply<K: Tile>(
         panel_stride: b.stride,
         panel_depth_stride: b.depth_stride,
         ahead: ahead(b.data.len()),
-        next: if b.next.is_empty() { b.data.as_ptr() } else { b.next.as_ptr() },
-        next_step: if b.next.is_empty() { 0 } else { prefetch::LINE },
+        next,
+        next_step,
         c,
         c_stride,
         accumulate: store == Store::Accumulate,

@@ -68,8 +68,9 @@ pub struct Attending<'a> {
 pub fn attention(cpu: &Cpu, heads: Heads, qkv: &[f32], sequences: Vec<Attending<'_>>, output: &mut [f32]) {
     let (mut new, mut wanted) = (0, 0);
     for sequence in &sequences {
-        assert!(sequence.wanted <= sequence.new, "attention: {sequence:?}");
-        (new, wanted) = (new + sequence.new, wanted + sequence.wanted);
+        let Attending { new: own, wanted: results, .. } = *sequence;
+        assert!(results <= own, "attention: {results} results of {own} new tokens");
+        (new, wanted) = (new + own, wanted + results);
     }
     assert!(
         qkv.len() == new * heads.row() && output.len() == wanted * heads.query_row(),
