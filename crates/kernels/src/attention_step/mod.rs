@@ -122,14 +122,14 @@ impl Part {
         first + (self.rows.start + row) / group + 1
     }
 
-    /// Copies the scaled queries, head after head.
-    fn queries(&self, heads: Heads, qkv: &[f32], queries: &mut [f32]) {
+    /// Copies the queries, head after head, times `scale`.
+    fn queries(&self, heads: Heads, scale: f32, qkv: &[f32], queries: &mut [f32]) {
         let (d, group) = (heads.dimension, heads.group());
         let places = self.heads.clone().flat_map(|head| self.rows.clone().map(move |row| (head, row)));
         for (query, (head, row)) in queries.chunks_exact_mut(d).zip(places) {
             let start = row / group * heads.row() + (head * group + row % group) * d;
             for (to, from) in query.iter_mut().zip(&qkv[start..start + d]) {
-                *to = from * heads.scale();
+                *to = from * scale;
             }
         }
     }
@@ -168,7 +168,7 @@ fn block<K: Tile>(
 
     let Scratch { queries, scores, sums, left, last, .. } = scratch;
     let queries = queries.at_least(all * d);
-    part.queries(heads, qkv, queries);
+    part.queries(heads, heads.scale(), qkv, queries);
     let queries = prepared::<K>(isa, d, queries, left);
 
     let panels = seen(count - 1).div_ceil(K::COLUMNS);
@@ -424,6 +424,39 @@ mod tests {
                         "{isa:?} {format:?}, {t}: {got} not {}",
                         of_all(|v| v)
                     );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn scores_of_any_magnitude_are_ordered_as_far_as_they_can_be_told_apart() {
+        let mut random = Random::new(41);
+        let heads = Heads { heads: 2, key_value_heads: 1, dimension: 8 };
+        for (isa, format) in combinations() {
+            for size in [1e-3, 1e3, 1e6] {
+                let mut qkv: Vec<f32> = random.elements(100 * heads.row());
+                for (t, row) in qkv.chunks_exact_mut(heads.row()).enumerate() {
+                    row[..heads.dimension].fill(size);
+                    row[heads.dimension..heads.key_start(0)].fill(-size);
+                    // One key in five is the opposite of the others.
+                    row[heads.key_start(0)..heads.value_start(0)].fill(if t % 5 == 2 { -size } else { size });
+                }
+                let output = attend(&mut KeyValueCache::new(isa, heads, format), &qkv);
+                for (t, row) in output.chunks_exact(heads.query_row()).enumerate() {
+                    for head in 0..2 {
+                        let liked = |j: &usize| size < 1.0 || t < 2 || (j % 5 == 2) == (head == 1);
+                        let values = |j: usize| &qkv[j * heads.row() + heads.value_start(0)..][..8];
+                        let seen: Vec<_> = (0..=t).filter(liked).collect();
+                        for i in 0..8 {
+                            let sum: f64 = seen.iter().map(|j| values(*j)[i] as f64).sum();
+                            let (got, expected) = (row[8 * head + i] as f64, sum / seen.len() as f64);
+                            assert!(
+                                (got - expected).abs() < 0.01,
+                                "{isa:?} {format:?} {size}, {t}: {got}, {expected}"
+                            );
+                        }
+                    }
                 }
             }
         }

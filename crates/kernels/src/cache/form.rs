@@ -3,7 +3,7 @@
 use crate::Isa;
 use crate::attention::Heads;
 #[cfg(target_arch = "x86_64")]
-use crate::grouped::{self, fp16};
+use crate::grouped::GROUP;
 use crate::projection::{WeightFormat, columns};
 
 /// What keys and values are held in.
@@ -13,7 +13,7 @@ pub enum CacheFormat {
     F32,
     /// bf16: half the bytes. Where dot products of bf16 are used ([`Isa::prefers_bf16_dot`](crate::Isa::prefers_bf16_dot)), queries and the
     /// weights of attention are rounded too. Where [`Isa::attends_in_fp16`](crate::Isa::attends_in_fp16) says so, all of these are fp16 instead, with
-    /// scales in f32: of keys and values two for each position and head.
+    /// powers of two: of keys and values two for each position and head.
     Bf16,
 }
 
@@ -70,7 +70,10 @@ impl Form {
         let (columns, dimension) = (columns(isa), heads.dimension);
         let head_words = match layout {
             #[cfg(target_arch = "x86_64")]
-            Layout::Fp16 => grouped::panel_words(dimension, fp16::ELEMENTS, columns) + columns,
+            Layout::Fp16 => {
+                let exponents = dimension.div_ceil(GROUP) + 1;
+                format.words(dimension) * columns + format.words(exponents * columns)
+            }
             _ => format.words(dimension) * columns,
         };
         let padded_dimension = dimension.next_multiple_of(columns);

@@ -18,8 +18,9 @@ use form::Form;
 /// position (or pair by pair), head after head, each filled up with zeros to whole panels of dimensions. So both grow at
 /// their end.
 ///
-/// In fp16 every head of a panel of keys begins with the scales of its keys and ends with those of its values. The words of values
-/// are finite, so that zero times what nobody sees is zero.
+/// In fp16 what is kept is a power of two smaller, and every head of a panel of keys ends with the exponents of these powers as fp16: those
+/// of the keys, for each group of dimensions, then those of the values. The words of values are finite, so that zero times what nobody
+/// sees is zero.
 #[derive(Clone, Debug)]
 pub struct KeyValueCache {
     form: Form,
@@ -152,11 +153,11 @@ impl KeyValueCache {
         Panels { data, stride, depth_stride: self.form.columns, next: &[] }
     }
 
-    /// The scales of a panel of values of one head, in fp16.
+    /// The exponents of the values of one head, as fp16: those of the first panel, and how far the next are.
     #[cfg(target_arch = "x86_64")]
-    pub(crate) fn value_scales(&self, head: usize, panel: usize) -> &[f32] {
-        let end = panel * self.form.panel_words() + (head + 1) * self.form.head_words;
-        &self.keys.floats()[end - self.form.columns..end]
+    pub(crate) fn value_exponents(&self, head: usize) -> (&[u32], usize) {
+        let start = (head + 1) * self.form.head_words - self.form.format.words(self.form.columns);
+        (&self.keys.words()[start..], self.form.panel_words())
     }
 
     /// The values of one head from `position` on, the first of a word.

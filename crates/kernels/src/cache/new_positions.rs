@@ -2,7 +2,7 @@
 
 use super::form::{CacheFormat, Form};
 #[cfg(target_arch = "x86_64")]
-use crate::grouped::fp16;
+use crate::grouped::{GROUP, fp16};
 use crate::tile::bfloat16;
 
 /// Words of keys that are rounded at one time.
@@ -75,15 +75,27 @@ impl NewPositions<'_> {
 
     #[cfg(target_arch = "x86_64")]
     fn write_fp16(&mut self, position: usize, keys: &[f32], values: &[f32]) {
-        let (isa, d, columns) = (self.form.isa, self.form.heads.dimension, self.form.columns);
-        let (head_words, padded) = (self.form.head_words, self.form.padded_dimension);
+        let Form { isa, columns, head_words, padded_dimension: padded, .. } = self.form;
+        let d = self.form.heads.dimension;
         let row = position / fp16::ELEMENTS * self.form.row_words();
         let places = self.keys.chunks_exact_mut(head_words).zip(self.values[row..].chunks_exact_mut(padded));
         for ((keys, values), (panel, row)) in keys.chunks_exact(d).zip(values.chunks_exact(d)).zip(places) {
-            let (panel, value_scales) = panel.split_at_mut(head_words - columns);
-            fp16::fill_column(isa, keys, columns, position, panel);
-            let scale = fp16::set_halves(isa, values, position % 2 == 1, &mut row[..d]);
-            value_scales[position] = scale.to_bits();
+            let (words, exponents) = panel.split_at_mut(self.form.format.words(d) * columns);
+            let mut exponents = exponents.chunks_exact_mut(columns / fp16::ELEMENTS);
+            for (keys, words) in keys.chunks(GROUP).zip(words.chunks_mut(GROUP / fp16::ELEMENTS * columns)) {
+                let exponent = fp16::set_column(isa, keys, columns, position, words);
+                exponents.next().into_iter().for_each(|to| set_half(to, position, exponent));
+            }
+            let exponent = fp16::set_halves(isa, values, position % 2 == 1, &mut row[..d]);
+            exponents.next().into_iter().for_each(|to| set_half(to, position, exponent));
         }
     }
+}
+
+/// Sets one of the elements that lie two to a word.
+#[cfg(target_arch = "x86_64")]
+fn set_half(words: &mut [u32], at: usize, bits: u16) {
+    let shift = 16 * (at % 2);
+    let word = &mut words[at / 2];
+    *word = *word & !(0xffff << shift) | u32::from(bits) << shift;
 }

@@ -24,7 +24,7 @@ fn round(values: &[f32], words: &mut [u32]) -> f32 {
 /// As [`round`], where the bits of the largest magnitude are known.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(crate) fn round_below(largest: u32, values: &[f32], words: &mut [u32]) -> f32 {
+fn round_below(largest: u32, values: &[f32], words: &mut [u32]) -> f32 {
     let (factor, inverse) = scale(largest);
     let narrow = |mask, from: *const f32| {
         // SAFETY: the elements of the mask are there to be read.
@@ -140,22 +140,52 @@ pub(crate) fn fill_column(isa: Isa, row: &[f32], columns: usize, column: usize, 
     unsafe { pack(row, columns, column, panel) };
 }
 
-/// Rounds values by one scale for all, which is returned, and sets one half of a word for each: the first, or the second. Where one
-/// of the values is not finite the halves are zero, and the scale is not a number; where all are zero, so is the scale: what it is
-/// multiplied into then takes no room from others.
+/// Writes one column of a group of a panel, and returns the exponent, as fp16, of the power of two that undoes the scale of its values.
 ///
 /// # Panics
 /// Where the CPU lacks the instructions.
-pub(crate) fn set_halves(isa: Isa, values: &[f32], second: bool, words: &mut [u32]) -> f32 {
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    fn set(values: &[f32], second: bool, words: &mut [u32]) -> f32 {
+pub(crate) fn set_column(isa: Isa, values: &[f32], columns: usize, column: usize, group: &mut [u32]) -> u16 {
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512fp16")]
+    fn set(values: &[f32], columns: usize, column: usize, group: &mut [u32]) -> u16 {
+        let mut words = [0; STEPS];
+        let scale = round(values, &mut words);
+        words.iter().zip(group.chunks_exact_mut(columns)).for_each(|(word, to)| to[column] = *word);
+        // A power of two.
+        narrow((scale.to_bits() >> 23) as i16 - 127)
+    }
+    assert!(Fp16::usable(isa) && values.len() <= GROUP);
+    // SAFETY: checked right before.
+    unsafe { set(values, columns, column, group) }
+}
+
+/// A whole number as fp16.
+#[inline]
+#[target_feature(enable = "avx512vl,avx512fp16")]
+fn narrow(number: i16) -> u16 {
+    _mm_cvtsi128_si32(_mm_castph_si128(_mm_cvtepi16_ph(_mm_cvtsi32_si128(number.into())))) as u16
+}
+
+/// Values of attention are scaled to less than two to the power of this: their weights, which are positive and at most 1, have the
+/// other half of what fp16 holds to themselves.
+pub(crate) const VALUES_BELOW: i16 = -4;
+
+/// Bits of fp16.
+const MINUS_INFINITY: u16 = 0xfc00;
+const NOT_A_NUMBER: u16 = 0x7e00;
+
+/// Rounds values by one power of two for all, and sets one half of a word for each: the first, or the second. Returns, as fp16, the
+/// exponent of the power that undoes it. Where one of the values is not finite the halves are zero, and the exponent is not a number;
+/// where all are zero it is minus infinity: what it is multiplied into then takes no room from others.
+///
+/// # Panics
+/// Where the CPU lacks the instructions.
+pub(crate) fn set_halves(isa: Isa, values: &[f32], second: bool, words: &mut [u32]) -> u16 {
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512fp16")]
+    fn set(values: &[f32], second: bool, words: &mut [u32]) -> u16 {
         let largest = largest(values);
         let finite = largest < f32::INFINITY.to_bits();
-        let (factor, scale) = match largest {
-            0 => (0.0, 0.0),
-            _ if finite => scale(largest),
-            _ => (0.0, f32::NAN),
-        };
+        let exponent = (largest >> 23) as i16 - 126 - VALUES_BELOW;
+        let down = _mm512_set1_ps((-exponent).into());
         let keep = _mm512_set1_epi32(if second { 0xffff } else { 0 });
         let shift = _mm_cvtsi32_si128(if second { 16 } else { 0 });
         for (values, words) in values.chunks(16).zip(words.chunks_mut(16)) {
@@ -164,14 +194,18 @@ pub(crate) fn set_halves(isa: Isa, values: &[f32], second: bool, words: &mut [u3
             // SAFETY: loads and stores are of the elements that the masks stand for: a chunk of words has as many.
             unsafe {
                 let scaled =
-                    _mm512_mul_ps(_mm512_maskz_loadu_ps(taken, values.as_ptr()), _mm512_set1_ps(factor));
+                    _mm512_maskz_scalef_ps(taken, _mm512_maskz_loadu_ps(taken, values.as_ptr()), down);
                 let narrow = _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(scaled);
                 let halves = _mm512_sll_epi32(_mm512_cvtepu16_epi32(narrow), shift);
                 let others = _mm512_and_si512(_mm512_maskz_loadu_epi32(mask, words.as_ptr().cast()), keep);
                 _mm512_mask_storeu_epi32(words.as_mut_ptr().cast(), mask, _mm512_or_si512(others, halves));
             }
         }
-        scale
+        match largest {
+            0 => MINUS_INFINITY,
+            _ if finite => narrow(exponent),
+            _ => NOT_A_NUMBER,
+        }
     }
     assert!(Fp16::usable(isa) && words.len() == values.len());
     // SAFETY: checked right before.
@@ -208,6 +242,39 @@ pub(crate) fn read(isa: Isa, panel: &[u32], columns: usize, column: usize, row: 
     }
 }
 
+/// The sums of both elements of the words of two vectors.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512fp16")]
+pub(crate) fn join(sums: [__m512h; 2]) -> __m512h {
+    let [first, second] = sums.map(|sums| _mm512_castph_si512(sums));
+    let [of_first, of_second] = ELEMENTS_OF_WORDS.each_ref().map(|places| {
+        // SAFETY: as many places as a vector has elements.
+        let places = unsafe { _mm512_loadu_si512(places.as_ptr().cast()) };
+        _mm512_castsi512_ph(_mm512_permutex2var_epi16(first, places, second))
+    });
+    _mm512_add_ph(of_first, of_second)
+}
+
+/// Where the first and the second elements of the words of two vectors are.
+static ELEMENTS_OF_WORDS: [[u16; 32]; ELEMENTS] = {
+    let mut places = [[0; 32]; ELEMENTS];
+    let mut word = 0;
+    while word < 32 {
+        (places[0][word], places[1][word]) = (2 * word as u16, 2 * word as u16 + 1);
+        word += 1;
+    }
+    places
+};
+
+/// A vector of fp16 as two of f32.
+#[inline]
+#[target_feature(enable = "avx512f,avx512fp16")]
+pub(crate) fn widen(vector: __m512h) -> [__m512; 2] {
+    let vector = _mm512_castph_si512(vector);
+    let halves = [_mm512_castsi512_si256(vector), _mm512_extracti64x4_epi64::<1>(vector)];
+    halves.map(|half| _mm512_cvtph_ps(half))
+}
+
 // Of twelve rows' 24 sums the compiler keeps some in memory, which costs more than half of the speed.
 family! {
     Fp16, fp16, usable Isa::has_avx512_fp16, features "avx512f,avx512bw,avx512dq,avx512vl,avx512fp16",
@@ -217,12 +284,8 @@ family! {
         |from: *const u32| _mm512_castsi512_ph(_mm512_loadu_si512(from.cast())),
         |from: *const u32| _mm512_castsi512_ph(_mm512_set1_epi32(from.read() as i32)),
         |sum, x, right| _mm512_fmadd_ph(x, right, sum),
-        |total, sum, x: f32, scales| {
-            let second = _mm512_castsi512_ph(_mm512_srli_epi32::<16>(_mm512_castph_si512(sum)));
-            let both = _mm512_castph_si512(_mm512_add_ph(sum, second));
-            let sum = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(both));
-            _mm512_fmadd_ps(sum, _mm512_mul_ps(_mm512_set1_ps(x), scales), total)
-        };
+        |sums| widen(join(sums)),
+        |total, sum, x: f32, scales| _mm512_fmadd_ps(sum, _mm512_mul_ps(_mm512_set1_ps(x), scales), total);
     11 rows, side by side (4 for 1, 2 for 2 | 3, 1 for _);
     1 x 1, 1 x 2, 1 x 4, 2 x 1, 2 x 2, 3 x 1, 3 x 2, 4 x 1, 5 x 1, 6 x 1, 7 x 1, 8 x 1, 9 x 1, 10 x 1, 11 x 1
 }

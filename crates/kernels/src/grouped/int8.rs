@@ -149,6 +149,7 @@ family! {
                 (0..4).fold(sum[i], |sum, k| sum + i32::from(x[k]) * i32::from(right[i][k]))
             })
         },
+        |sums| sums,
         |total: Four, sum: [i32; 4], x: f32, scales: Four| {
             array::<f32, 4>(|i| total[i] + sum[i] as f32 * (x * scales[i]))
         };
@@ -174,6 +175,7 @@ family! {
             let sum = _mm256_add_epi32(sum, _mm256_madd_epi16(x[0], right[0]));
             _mm256_add_epi32(sum, _mm256_madd_epi16(x[1], right[1]))
         },
+        |sums| sums,
         |total, sum, x: f32, scales| {
             _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), _mm256_mul_ps(_mm256_set1_ps(x), scales), total)
         };
@@ -190,6 +192,7 @@ family! {
         |from: *const u32| _mm256_loadu_si256(from.cast()),
         |from: *const u32| _mm256_set1_epi32(from.read() as i32),
         |sum, x, right| _mm256_dpbusd_avx_epi32(sum, right, x),
+        |sums| sums,
         |total, sum, x: f32, scales| {
             _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), _mm256_mul_ps(_mm256_set1_ps(x), scales), total)
         };
@@ -215,6 +218,7 @@ family! {
             let sum = _mm512_add_epi32(sum, _mm512_madd_epi16(x[0], right[0]));
             _mm512_add_epi32(sum, _mm512_madd_epi16(x[1], right[1]))
         },
+        |sums| sums,
         |total, sum, x: f32, scales| {
             _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_mul_ps(_mm512_set1_ps(x), scales), total)
         };
@@ -231,6 +235,7 @@ family! {
         |from: *const u32| _mm512_loadu_si512(from.cast()),
         |from: *const u32| _mm512_set1_epi32(from.read() as i32),
         |sum, x, right| _mm512_dpbusd_epi32(sum, right, x),
+        |sums| sums,
         |total, sum, x: f32, scales| {
             _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_mul_ps(_mm512_set1_ps(x), scales), total)
         };

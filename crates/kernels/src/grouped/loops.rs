@@ -6,7 +6,7 @@ macro_rules! family {
         $(#[$meta:meta])* $family:ident, $function:ident, usable $usable:expr, $(features $features:literal,)?
         $elements:literal elements a word,
         vectors of $lanes:literal: $zero:expr, $load:expr, $store:expr, $start:expr, $right:expr, $left:expr, $step:expr,
-        $scaled:expr;
+        $joined:expr, $scaled:expr;
         $rows:literal rows, side by side ($($most:literal for $few:pat),+);
         $($shape_rows:literal x $shape_panels:literal),+
     ) => {
@@ -115,9 +115,10 @@ macro_rules! family {
                         let scales = [$load(scales), $load(scales.add($lanes))];
                         for row in 0..ROWS {
                             let scale = *ends.add(row_of(row, panel) * left_stride).cast::<f32>();
+                            let sums = $joined(sums[row][panel]);
                             for half in 0..2 {
                                 totals[row][panel][half] =
-                                    $scaled(totals[row][panel][half], sums[row][panel][half], scale, scales[half]);
+                                    $scaled(totals[row][panel][half], sums[half], scale, scales[half]);
                             }
                         }
                     }

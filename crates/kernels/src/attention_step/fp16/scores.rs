@@ -1,0 +1,161 @@
+//! Scores in fp16: queries times keys, each with a power of two to itself.
+
+use crate::grouped::fp16::{ELEMENTS, Fp16, join};
+use crate::grouped::{Family, GROUP, Left, Shape};
+use crate::{Isa, Store};
+use std::arch::x86_64::*;
+
+/// Words of a vector of scores, two to a word: those of a panel.
+pub(super) const VECTOR: usize = Fp16::COLUMNS / ELEMENTS;
+
+/// Elements of a vector of words.
+const LANES: usize = 16;
+
+/// Panels of keys from a group of dimensions on, how far the next panel is, and where in each the exponents of its keys begin.
+#[derive(Clone, Copy)]
+pub(super) struct Keys<'a> {
+    pub words: &'a [u32],
+    pub stride: usize,
+    pub exponents: usize,
+}
+
+/// Scores are between this and its opposite, near the largest numbers of fp16: what is beyond counts as that.
+pub(super) const LOWEST: i16 = -32_767;
+
+/// What an inner loop works on, bounds checked.
+struct Operands {
+    /// The first row of queries, its scale, and how far the next row is.
+    queries: *const u32,
+    ends: *const u32,
+    queries_stride: usize,
+    keys: *const u32,
+    exponents: *const u32,
+    keys_stride: usize,
+    /// Words of depth.
+    steps: usize,
+    scores: *mut u32,
+    width: usize,
+    /// Whether scores are added to what is there.
+    accumulate: bool,
+}
+
+/// Scores of a tile over `steps` words of depth, a group at most, from (`row`, `panel`) of rows of `width` words on. They are products
+/// summed up in fp16, as those of weights are, so that nothing is lost by keeping them in it.
+///
+/// # Panics
+/// Where `isa` lacks the instructions or an operand is too short.
+pub(super) fn multiply(
+    isa: Isa,
+    (shape, steps): (Shape, usize),
+    queries: Left<'_>,
+    keys: Keys<'_>,
+    (scores, width): (&mut [u32], usize),
+    (row, panel): (usize, usize),
+    store: Store,
+) {
+    let (rows, panels, side_by_side) = match shape {
+        Shape::Whole { rows, panels } => (rows, panels, panels),
+        Shape::Singles(count) => (count, count, 1),
+    };
+    assert!(Fp16::usable(isa) && rows > 0 && panels > 0 && steps <= GROUP / ELEMENTS);
+    assert!(queries.words.len() >= (rows - 1) * queries.stride + steps.max(queries.ends + 2));
+    let of_panel = (steps * Fp16::COLUMNS).max(keys.exponents + VECTOR);
+    assert!(keys.words.len() >= (panels - 1) * keys.stride + of_panel);
+    assert!((panel + side_by_side) * VECTOR <= width && (row + rows) * width <= scores.len());
+    let operands = Operands {
+        queries: queries.words.as_ptr(),
+        ends: queries.words[queries.ends..].as_ptr(),
+        queries_stride: queries.stride,
+        keys: keys.words.as_ptr(),
+        exponents: keys.words[keys.exponents..].as_ptr(),
+        keys_stride: keys.stride,
+        steps,
+        scores: scores[row * width + panel * VECTOR..].as_mut_ptr(),
+        width,
+        accumulate: store == Store::Accumulate,
+    };
+    macro_rules! run {
+        ($($rows:literal x $panels:literal),+) => {
+            match shape {
+                Shape::Singles(1) => tile::<1, 1, true>(&operands),
+                Shape::Singles(2) => tile::<1, 2, true>(&operands),
+                Shape::Singles(4) => tile::<1, 4, true>(&operands),
+                $(Shape::Whole { rows: $rows, panels: $panels } => tile::<$rows, $panels, false>(&operands),)+
+                _ => unreachable!("no tile of {rows} rows and {panels} panels"),
+            }
+        };
+    }
+    // SAFETY: usable, and the lengths were checked above.
+    unsafe {
+        run!(
+            1 x 1, 1 x 2, 1 x 4, 2 x 1, 2 x 2, 3 x 1, 3 x 2, 4 x 1, 5 x 1, 6 x 1, 7 x 1, 8 x 1, 9 x 1, 10 x 1,
+            11 x 1
+        );
+    }
+}
+
+/// # Safety
+/// The CPU has the instructions, and all elements of the tile's operands can be read and written.
+#[allow(clippy::needless_range_loop, reason = "the indices are those of registers")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512fp16")]
+unsafe fn tile<const ROWS: usize, const PANELS: usize, const SINGLES: bool>(operands: &Operands) {
+    let &Operands { mut queries, ends, queries_stride, mut keys, exponents, keys_stride, .. } = operands;
+    let &Operands { steps, scores, width, accumulate, .. } = operands;
+    // SAFETY: see the caller's contract.
+    unsafe {
+        // The row of a panel, which is its own where every panel has one.
+        let row_of = |row: usize, panel: usize| if SINGLES { panel } else { row };
+        let load = |from: *const u32| _mm512_castsi512_ph(_mm512_loadu_si512(from.cast()));
+        let mut sums = [[[_mm512_setzero_ph(); 2]; PANELS]; ROWS];
+        for _ in 0..steps {
+            let mut vectors = [[_mm512_setzero_ph(); 2]; PANELS];
+            for panel in 0..PANELS {
+                let keys = keys.add(panel * keys_stride);
+                vectors[panel] = [load(keys), load(keys.add(LANES))];
+            }
+            for row in 0..ROWS {
+                for panel in 0..PANELS {
+                    let query = queries.add(row_of(row, panel) * queries_stride).read();
+                    let query = _mm512_castsi512_ph(_mm512_set1_epi32(query as i32));
+                    for half in 0..2 {
+                        sums[row][panel][half] =
+                            _mm512_fmadd_ph(query, vectors[panel][half], sums[row][panel][half]);
+                    }
+                }
+            }
+            queries = queries.wrapping_add(1);
+            keys = keys.wrapping_add(Fp16::COLUMNS);
+        }
+        for panel in 0..PANELS {
+            let exponents = load(exponents.add(panel * keys_stride));
+            for row in 0..ROWS {
+                // A power of two.
+                let scale = ends.add(row_of(row, panel) * queries_stride).read();
+                let exponent = _mm512_cvtepi16_ph(_mm512_set1_epi16((scale >> 23) as i16 - 127));
+                let mut score = _mm512_scalef_ph(join(sums[row][panel]), _mm512_add_ph(exponents, exponent));
+                let column = if SINGLES { 0 } else { panel };
+                let place = scores.add(row_of(row, panel) * width + column * VECTOR);
+                if accumulate {
+                    score = _mm512_add_ph(load(place), score);
+                }
+                // What is not a number stays that.
+                score = greater(all(LOWEST), _mm512_min_ph(all(-LOWEST), score));
+                _mm512_storeu_si512(place.cast(), _mm512_castph_si512(score));
+            }
+        }
+    }
+}
+
+/// A whole number everywhere.
+#[inline]
+#[target_feature(enable = "avx512fp16")]
+pub(super) fn all(number: i16) -> __m512h {
+    _mm512_cvtepi16_ph(_mm512_set1_epi16(number))
+}
+
+/// The greater of two, or the second where the first is not a number.
+#[inline]
+#[target_feature(enable = "avx512f,avx512fp16")]
+pub(super) fn greater(first: __m512h, second: __m512h) -> __m512h {
+    _mm512_max_ph(first, second)
+}

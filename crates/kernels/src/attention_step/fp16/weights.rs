@@ -1,0 +1,287 @@
+//! Weights in fp16: powers of two of scores, 32 positions in a vector.
+
+use super::scores::{LOWEST, VECTOR, all, greater};
+use crate::Isa;
+use crate::grouped::fp16::{ELEMENTS, Fp16, VALUES_BELOW, widen};
+use crate::grouped::{self, Family, GROUP};
+use crate::tile::power_of_two_up_to;
+use std::arch::x86_64::*;
+
+/// Positions of a vector, and vectors of a group.
+const LANES: usize = Fp16::COLUMNS;
+const PER_GROUP: usize = GROUP / LANES;
+
+/// Weights are scaled to at most 2^`TOP`, so that 128 products with values add up to at most half of what fp16 holds. A weight of 2^-25
+/// still has its eleven bits.
+const TOP: i16 = 8 - VALUES_BELOW;
+
+/// Rows of scores, `width` words apart, become weights: `2^(score - largest)` times the scale of the position's values, where it is
+/// visible, else zero. Their sums, without the scales, become `inverses`, one over each. Every head has a row for each of `visible`;
+/// `exponents` are those of its values' scales: of the first panel, and how far the next are.
+///
+/// # Panics
+/// Where the CPU lacks the instructions or the lengths do not fit together.
+pub(super) fn weigh<'a>(
+    isa: Isa,
+    (scores, width): (&[u32], usize),
+    visible: &[usize],
+    exponents: impl Fn(usize) -> (&'a [u32], usize),
+    words: &mut [u32],
+    inverses: &mut [f32],
+) {
+    let (rows, all) = (visible.len(), inverses.len());
+    let row_words = grouped::row_words(width * ELEMENTS, ELEMENTS);
+    assert!(Fp16::usable(isa) && width.is_multiple_of(VECTOR));
+    assert!(scores.len() == all * width && words.len() == all * row_words);
+    assert!(visible.iter().all(|visible| (1..=width * ELEMENTS).contains(visible)));
+    let exponents = |head: usize, last: usize| {
+        let (words, stride) = exponents(head);
+        assert!(words.len() >= last * stride + VECTOR);
+        (words.as_ptr(), stride)
+    };
+    let mut row = 0;
+    while row < all {
+        let (head, start) = (row / rows, row % rows);
+        let last = (visible[start] - 1) / LANES;
+        // Rows of one head that see as many vectors, or heads of one row.
+        let alike = match rows {
+            1 => all - row,
+            _ => visible[start..].iter().take_while(|visible| (**visible - 1) / LANES == last).count(),
+        };
+        let take = power_of_two_up_to(MOST, alike);
+        let mut side = Side {
+            scores: scores[row * width..].as_ptr(),
+            width,
+            words: words[row * row_words..].as_mut_ptr(),
+            row_words,
+            exponents: [exponents(head, last).0; MOST],
+            exponents_stride: exponents(head, last).1,
+            last,
+            visible: [0; MOST],
+        };
+        for at in 0..take {
+            if rows == 1 {
+                side.exponents[at] = exponents(head + at, last).0;
+            }
+            side.visible[at] = u32::MAX >> ((last + 1) * LANES - visible[(start + at) % rows]);
+        }
+        let inverses = &mut inverses[row..row + take];
+        // SAFETY: the CPU has the instructions, and the lengths were checked above.
+        unsafe {
+            match (take, rows) {
+                (4, 1) => weigh_side::<4, false>(&side, inverses),
+                (2, 1) => weigh_side::<2, false>(&side, inverses),
+                (4, _) => weigh_side::<4, true>(&side, inverses),
+                (2, _) => weigh_side::<2, true>(&side, inverses),
+                _ => weigh_side::<1, true>(&side, inverses),
+            }
+        }
+        row += take;
+    }
+}
+
+/// Most rows that are taken side by side: one alone waits for itself.
+const MOST: usize = 4;
+
+/// Rows that see as many vectors, bounds checked.
+struct Side {
+    /// Those of the first row, and how far those of the next are.
+    scores: *const u32,
+    width: usize,
+    words: *mut u32,
+    row_words: usize,
+    /// The exponents of every row, and how far those of the next panel are.
+    exponents: [*const u32; MOST],
+    exponents_stride: usize,
+    /// The last vector that they see, and what each of them sees of it.
+    last: usize,
+    visible: [u32; MOST],
+}
+
+/// Weighs up rows that share their exponents or do not.
+///
+/// # Safety
+/// The CPU has the instructions, and all that [`Side`] tells of can be read and written.
+#[allow(clippy::needless_range_loop, reason = "the indices are those of registers")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512fp16")]
+unsafe fn weigh_side<const ROWS: usize, const SHARED: bool>(side: &Side, inverses: &mut [f32]) {
+    let &Side { width, row_words, exponents_stride, last, .. } = side;
+    // SAFETY: see the caller's contract.
+    let scores = |row: usize, at: usize| unsafe { load(side.scores.add(row * width + at * VECTOR)) };
+    // SAFETY: as above.
+    let exponents = |row: usize, at: usize| unsafe { load(side.exponents[row].add(at * exponents_stride)) };
+
+    let (mut largest, mut most) = ([all(LOWEST); ROWS], [all(LOWEST); ROWS]);
+    for at in 0..last {
+        for row in 0..ROWS {
+            largest[row] = greater(scores(row, at), largest[row]);
+            if !SHARED || row == 0 {
+                most[row] = greater(exponents(row, at), most[row]);
+            }
+        }
+    }
+    let mut up = most;
+    for row in 0..ROWS {
+        let mask = side.visible[row];
+        let (found, known) = (largest[row], most[if SHARED { 0 } else { row }]);
+        let found = _mm512_mask_max_ph(found, mask, scores(row, last), found);
+        let known = _mm512_mask_max_ph(known, mask, exponents(row, last), known);
+        largest[row] = reduce_max(found);
+        // Below that f32 has no scale.
+        let known = greater(reduce_max(known), all(TOP - 126));
+        up[row] = _mm512_sub_ph(all(TOP), known);
+        let [down, _] = widen(_mm512_sub_ph(known, all(TOP)));
+        let scale = _mm512_cvtss_f32(_mm512_scalef_ps(_mm512_set1_ps(1.0), down)).to_bits();
+        for group in 0..(width / VECTOR).div_ceil(PER_GROUP) {
+            // SAFETY: a scale and a zero for each group follow the weights.
+            unsafe {
+                side.words.add(row * row_words + width + 2 * group).cast::<[u32; 2]>().write([scale, 0])
+            };
+        }
+    }
+
+    let weigh = |row: usize, at: usize| {
+        let (power, exponent) = power_of_two(_mm512_sub_ph(scores(row, at), largest[row]));
+        let scale = _mm512_add_ph(exponent, _mm512_add_ph(exponents(row, at), up[row]));
+        (_mm512_scalef_ph(power, exponent), _mm512_scalef_ph(power, scale))
+    };
+    // SAFETY: see the caller's contract.
+    let put = |row: usize, at: usize, weights| unsafe {
+        store(side.words.add(row * row_words + at * VECTOR), weights);
+    };
+    let mut totals = [_mm512_setzero_ps(); ROWS];
+    for start in (0..=last).step_by(PER_GROUP) {
+        let mut sums = [_mm512_setzero_ph(); ROWS];
+        for at in start..last.min(start + PER_GROUP) {
+            for row in 0..ROWS {
+                let (weight, scaled) = weigh(row, at);
+                sums[row] = _mm512_add_ph(sums[row], weight);
+                put(row, at, scaled);
+            }
+        }
+        if last < start + PER_GROUP {
+            for row in 0..ROWS {
+                let (weight, scaled) = weigh(row, last);
+                sums[row] = _mm512_add_ph(sums[row], keep(side.visible[row], weight));
+                put(row, last, keep(side.visible[row], scaled));
+            }
+        }
+        for row in 0..ROWS {
+            let [first, second] = widen(sums[row]);
+            totals[row] = _mm512_add_ps(totals[row], _mm512_add_ps(first, second));
+        }
+    }
+    for row in 0..ROWS {
+        for at in last + 1..width / VECTOR {
+            put(row, at, _mm512_setzero_ph());
+        }
+        inverses[row] = 1.0 / _mm512_reduce_add_ps(totals[row]);
+    }
+}
+
+/// # Safety
+/// A vector can be read.
+#[inline]
+#[target_feature(enable = "avx512fp16")]
+unsafe fn load(words: *const u32) -> __m512h {
+    // SAFETY: the caller's contract.
+    unsafe { _mm512_castsi512_ph(_mm512_loadu_si512(words.cast())) }
+}
+
+/// # Safety
+/// A vector can be written.
+#[inline]
+#[target_feature(enable = "avx512fp16")]
+unsafe fn store(words: *mut u32, vector: __m512h) {
+    // SAFETY: the caller's contract.
+    unsafe { _mm512_storeu_si512(words.cast(), _mm512_castph_si512(vector)) };
+}
+
+/// The elements of the mask, and zeros.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512fp16")]
+fn keep(mask: u32, vector: __m512h) -> __m512h {
+    _mm512_castsi512_ph(_mm512_maskz_mov_epi16(mask, _mm512_castph_si512(vector)))
+}
+
+/// The largest of all elements, everywhere.
+#[inline]
+#[target_feature(enable = "avx512f,avx512fp16")]
+fn reduce_max(vector: __m512h) -> __m512h {
+    let bits = |vector| _mm512_castph_si512(vector);
+    let take = |vector, other| _mm512_max_ph(vector, _mm512_castsi512_ph(other));
+    let vector = take(vector, _mm512_shuffle_i64x2::<0b01_00_11_10>(bits(vector), bits(vector)));
+    let vector = take(vector, _mm512_shuffle_i64x2::<0b10_11_00_01>(bits(vector), bits(vector)));
+    let vector = take(vector, _mm512_shuffle_epi32::<0b01_00_11_10>(bits(vector)));
+    let vector = take(vector, _mm512_shuffle_epi32::<0b10_11_00_01>(bits(vector)));
+    take(vector, _mm512_rol_epi32::<16>(bits(vector)))
+}
+
+/// `2^r` for what is between -1/2 and 1/2, in fp16: the least squares of relative errors among coefficients of fp16 with the first 1.
+/// Its errors have 1.04 times the size of those that rounding makes.
+const COEFFICIENTS: [u16; 3] = [0x2afc, 0x33be, 0x398c];
+
+/// `2^t` for what is not above zero, as a number near 1 and the exponent of the power of two that it is to be multiplied with. What is
+/// below -64 counts as -64, which leaves nothing in fp16.
+#[inline]
+#[target_feature(enable = "avx512fp16")]
+fn power_of_two(t: __m512h) -> (__m512h, __m512h) {
+    let coefficient = |bits: u16| _mm512_castsi512_ph(_mm512_set1_epi16(bits as i16));
+    let t = greater(all(-64), t);
+    // Where numbers of fp16 are whole, rounding is adding.
+    let whole = all(1_536);
+    let n = _mm512_sub_ph(_mm512_add_ph(t, whole), whole);
+    let r = _mm512_sub_ph(t, n);
+    let [third, second, first] = COEFFICIENTS.map(coefficient);
+    let p = _mm512_fmadd_ph(_mm512_fmadd_ph(third, r, second), r, first);
+    (_mm512_fmadd_ph(p, r, all(1)), n)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn powers_of_two_are_those_of_float64_to_a_unit_in_the_last_place() {
+        if !Fp16::usable(Isa::best()) {
+            return eprintln!("SKIPPED: this CPU has no arithmetic of fp16");
+        }
+        // All numbers of fp16 from zero down to -25.
+        for start in (0x8000..0xce40_u16).step_by(LANES) {
+            let words: [u32; VECTOR] = crate::math::array(|i| {
+                let at = u32::from(start) + 2 * i as u32;
+                at | (at + 1) << 16
+            });
+            let mut powers = [0; VECTOR];
+            #[target_feature(enable = "avx512fp16")]
+            fn powers_of(words: &[u32; VECTOR], powers: &mut [u32; VECTOR]) {
+                // SAFETY: both are vectors.
+                unsafe {
+                    let (power, exponent) = power_of_two(load(words.as_ptr()));
+                    store(powers.as_mut_ptr(), _mm512_scalef_ph(power, exponent));
+                }
+            }
+            // SAFETY: the CPU has arithmetic of fp16.
+            unsafe { powers_of(&words, &mut powers) };
+            let elements = |words: &[u32; VECTOR]| {
+                words.map(|word| [word as u16, (word >> 16) as u16]).concat().into_iter().map(value).collect()
+            };
+            let (exponents, powers): (Vec<f64>, Vec<f64>) = (elements(&words), elements(&powers));
+            for (t, power) in exponents.into_iter().zip(powers) {
+                let unit = 2f64.powi((t.floor() as i32 - 10).max(-24));
+                let error = (power - t.exp2()).abs() / unit;
+                assert!(error <= 1.0, "2^{t} = {power}, {error} units from {}", t.exp2());
+            }
+        }
+    }
+
+    /// The number that bits of fp16 stand for, if it is finite.
+    fn value(bits: u16) -> f64 {
+        let (exponent, digits) = (i32::from(bits >> 10 & 31), f64::from(bits & 1_023));
+        let magnitude = match exponent {
+            0 => digits * 2f64.powi(-24),
+            _ => (1.0 + digits / 1_024.0) * 2f64.powi(exponent - 15),
+        };
+        if bits >> 15 == 1 { -magnitude } else { magnitude }
+    }
+}
