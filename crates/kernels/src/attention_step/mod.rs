@@ -548,6 +548,7 @@ mod tests {
             shortened.extend(&vec![f32::NAN; heads.row()]).for_each(NewPositions::write);
             attend(&mut shortened, rows(40..79));
             shortened.truncate(33);
+            shortened.expect(100);
             assert_eq!(shortened.len(), straight.len());
             assert_eq!(
                 attend(&mut shortened, rows(33..40)),

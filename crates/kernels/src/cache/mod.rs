@@ -58,7 +58,7 @@ impl KeyValueCache {
     pub fn truncate(&mut self, length: usize) {
         if length < self.length {
             self.length = length;
-            self.fit();
+            self.fit(self.length);
             self.clear_half();
         }
     }
@@ -78,6 +78,12 @@ impl KeyValueCache {
         cut
     }
 
+    /// Has the memory for so many positions that will be added soon. Adding them has it too: this is for many caches, of which each thread
+    /// can take some, since new memory is cleared.
+    pub fn expect(&mut self, new: usize) {
+        self.fit(self.length + new);
+    }
+
     /// Adds positions, a row of `qkv` (as [`Heads`] describes it, the keys turned) for each. They are in the cache once all
     /// that is given back was written.
     ///
@@ -87,7 +93,7 @@ impl KeyValueCache {
         let (form, before, row) = (self.form, self.length, self.form.heads.row());
         assert!(qkv.len().is_multiple_of(row), "cache: {} elements are no rows of {row}", qkv.len());
         self.length += qkv.len() / row;
-        self.fit();
+        self.fit(self.length);
         let width = form.columns;
         let (panel, rows) = form.words(width);
         let (first_panel, first) = (before / width, before % width);
@@ -110,15 +116,15 @@ impl KeyValueCache {
         }
     }
 
-    /// Makes the memory as long as the positions need.
-    fn fit(&mut self) {
-        if self.length > 0 && self.keys.bytes() == 0 {
+    /// Makes the memory as long as so many positions need.
+    fn fit(&mut self, length: usize) {
+        if length > 0 && self.keys.bytes() == 0 {
             // Growing bit by bit from nothing costs a short answer more than its attention.
-            let (keys, values) = self.form.words(self.length + FURTHER_POSITIONS);
+            let (keys, values) = self.form.words(length + FURTHER_POSITIONS);
             self.keys.reserve(keys);
             self.values.reserve(values);
         }
-        let (keys, values) = self.form.words(self.length);
+        let (keys, values) = self.form.words(length);
         self.keys.resize(keys);
         self.values.resize(values);
     }

@@ -49,6 +49,22 @@ impl Between<'_> {
     }
 }
 
+/// New tokens of a sequence from which on all threads prepare its memory: the system's pages, cleared, are a twentieth of a prompt's time.
+const PROMPT: usize = 64;
+
+/// Has the memory for prompts in all layers.
+fn expect(cpu: &Cpu, inputs: &mut [Input<'_>]) {
+    let prompts = inputs.iter_mut().filter(|input| input.tokens.len() >= PROMPT);
+    let layers = prompts.flat_map(|input| {
+        let new = input.tokens.len();
+        input.state.layers.iter_mut().map(move |carried| (carried, new))
+    });
+    let layers: Vec<_> = layers.collect();
+    if !layers.is_empty() {
+        cpu.for_each(layers, |(carried, new)| carried.expect(new));
+    }
+}
+
 impl Inference {
     pub(super) fn with_buffers(
         &self,
@@ -71,6 +87,7 @@ impl Inference {
         buffers: &mut Buffers,
         logits: &mut [f32],
     ) {
+        expect(cpu, inputs);
         let Buffers { x, normed, delta, temporary, inner } = buffers;
         let width = self.config.width;
         let mut rows: usize = inputs.iter().map(|input| input.tokens.len()).sum();

@@ -186,6 +186,13 @@ impl Carried {
         }
     }
 
+    /// Has the memory for so many tokens that will come soon.
+    pub(crate) fn expect(&mut self, new: usize) {
+        if let Carried::Cache(cache) = self {
+            cache.expect(new);
+        }
+    }
+
     /// Whether an earlier state can be had from this one.
     pub(crate) fn can_be_cut(&self) -> bool {
         !matches!(self, Carried::Fixed(_))
