@@ -76,18 +76,22 @@ impl NewPositions<'_> {
     #[cfg(target_arch = "x86_64")]
     fn write_fp16(&mut self, position: usize, keys: &[f32], values: &[f32]) {
         let Form { isa, columns, head_words, padded_dimension: padded, .. } = self.form;
-        let d = self.form.heads.dimension;
-        let row = position / fp16::ELEMENTS * self.form.row_words();
-        let places = self.keys.chunks_exact_mut(head_words).zip(self.values[row..].chunks_exact_mut(padded));
-        for ((keys, values), (panel, row)) in keys.chunks_exact(d).zip(values.chunks_exact(d)).zip(places) {
-            let (words, exponents) = panel.split_at_mut(self.form.format.words(d) * columns);
-            let mut exponents = exponents.chunks_exact_mut(columns / fp16::ELEMENTS);
-            for (keys, words) in keys.chunks(GROUP).zip(words.chunks_mut(GROUP / fp16::ELEMENTS * columns)) {
-                let exponent = fp16::set_column(isa, keys, columns, position, words);
-                exponents.next().into_iter().for_each(|to| set_half(to, position, exponent));
+        let (d, row) = (self.form.heads.dimension, position / fp16::ELEMENTS * self.form.row_words());
+        let (words, vector) = (self.form.format.words(d) * columns, columns / fp16::ELEMENTS);
+        // Not chunks of heads: their number takes a division each, which a single position feels.
+        for head in 0..self.form.heads.key_value_heads {
+            let (words, exponents) = self.keys[head * head_words..][..head_words].split_at_mut(words);
+            let mut set = |group: usize, exponent| {
+                set_half(&mut exponents[group * vector..][..vector], position, exponent);
+            };
+            let keys = keys[head * d..][..d].chunks(GROUP);
+            for (group, keys) in keys.enumerate() {
+                let words = &mut words[group * GROUP / fp16::ELEMENTS * columns..];
+                set(group, fp16::set_column(isa, keys, columns, position, words));
             }
-            let exponent = fp16::set_halves(isa, values, position % 2 == 1, &mut row[..d]);
-            exponents.next().into_iter().for_each(|to| set_half(to, position, exponent));
+            let row = &mut self.values[row + head * padded..][..d];
+            let exponent = fp16::set_halves(isa, &values[head * d..][..d], position % 2 == 1, row);
+            set(d.div_ceil(GROUP), exponent);
         }
     }
 }

@@ -145,24 +145,25 @@ pub(crate) fn fill_column(isa: Isa, row: &[f32], columns: usize, column: usize, 
 /// # Panics
 /// Where the CPU lacks the instructions.
 pub(crate) fn set_column(isa: Isa, values: &[f32], columns: usize, column: usize, group: &mut [u32]) -> u16 {
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512fp16")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
     fn set(values: &[f32], columns: usize, column: usize, group: &mut [u32]) -> u16 {
         let mut words = [0; STEPS];
         let scale = round(values, &mut words);
         words.iter().zip(group.chunks_exact_mut(columns)).for_each(|(word, to)| to[column] = *word);
         // A power of two.
-        narrow((scale.to_bits() >> 23) as i16 - 127)
+        whole((scale.to_bits() >> 23) as i16 - 127)
     }
     assert!(Fp16::usable(isa) && values.len() <= GROUP);
     // SAFETY: checked right before.
     unsafe { set(values, columns, column, group) }
 }
 
-/// A whole number as fp16.
-#[inline]
-#[target_feature(enable = "avx512vl,avx512fp16")]
-fn narrow(number: i16) -> u16 {
-    _mm_cvtsi128_si32(_mm_castph_si128(_mm_cvtepi16_ph(_mm_cvtsi32_si128(number.into())))) as u16
+/// The bits of a whole number in fp16, of up to eleven bits.
+pub(crate) fn whole(number: i16) -> u16 {
+    // f32 has three more bits of exponents, and digits that are zero.
+    let bits = f32::from(number).to_bits();
+    let magnitude = ((bits & 0x7fff_ffff).saturating_sub(112 << 23)) >> 13;
+    ((bits >> 16) & 0x8000 | magnitude) as u16
 }
 
 /// Values of attention are scaled to less than two to the power of this: their weights, which are positive and at most 1, have the
@@ -180,7 +181,7 @@ const NOT_A_NUMBER: u16 = 0x7e00;
 /// # Panics
 /// Where the CPU lacks the instructions.
 pub(crate) fn set_halves(isa: Isa, values: &[f32], second: bool, words: &mut [u32]) -> u16 {
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512fp16")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
     fn set(values: &[f32], second: bool, words: &mut [u32]) -> u16 {
         let largest = largest(values);
         let finite = largest < f32::INFINITY.to_bits();
@@ -203,7 +204,7 @@ pub(crate) fn set_halves(isa: Isa, values: &[f32], second: bool, words: &mut [u3
         }
         match largest {
             0 => MINUS_INFINITY,
-            _ if finite => narrow(exponent),
+            _ if finite => whole(exponent),
             _ => NOT_A_NUMBER,
         }
     }
@@ -294,6 +295,16 @@ family! {
 mod tests {
     use super::*;
     use crate::reference::Random;
+
+    #[test]
+    fn whole_numbers_of_fp16_are_those_that_its_bits_stand_for() {
+        assert_eq!((whole(0), whole(1), whole(-2), whole(1_536)), (0, 0x3c00, 0xc000, 0x6600));
+        for number in 1..=2_047_i16 {
+            let (digits, exponent) = (whole(number) & 0x3ff | 0x400, i32::from(whole(number) >> 10) - 25);
+            assert_eq!(f64::from(digits) * 2f64.powi(exponent), f64::from(number));
+            assert_eq!(whole(-number), whole(number) | 0x8000);
+        }
+    }
 
     #[test]
     fn a_row_keeps_eleven_bits_of_whatever_is_not_far_below_the_largest_of_its_group() {

@@ -6,12 +6,12 @@
 
 use super::{Part, ROWS, Scratch};
 use crate::cache::KeyValueCache;
-use crate::grouped::fp16::{ELEMENTS, Fp16, prepare};
+use crate::grouped::fp16::{ELEMENTS, Fp16};
 use crate::grouped::{self, Family, GROUP, Left, Right, Shape, multiply};
 use crate::projection::{columns, tiles};
 use crate::tile::{Panels, power_of_two_up_to};
 use crate::{BlockMut, Store};
-use scores::{Keys, VECTOR};
+use scores::{Keys, VECTOR, prepare_queries};
 use std::ops::Range;
 use weights::weigh;
 
@@ -36,23 +36,26 @@ pub(super) fn block(
     part.queries(heads, heads.scale() * std::f32::consts::LOG2_E, qkv, queries);
     let row_words = grouped::row_words(d, ELEMENTS);
     let prepared = left.words_at_least(all * row_words);
-    prepare(isa, d, queries, prepared);
+    prepare_queries(isa, d, queries, prepared);
 
     let panels = seen(count - 1).div_ceil(columns);
     let width = panels * VECTOR;
     let scores = scores.words_at_least(all * width);
     let together = Together::of(count, part.heads.len());
     let steps = d.div_ceil(ELEMENTS);
+    // Of the last panel, nobody may see the second half.
+    let whole = (seen(count - 1) + columns / 2 - 1) / columns;
     for side in together.heads(part.heads.len()) {
         let mut panel = 0;
         while panel < panels {
             let Panels { data, stride, .. } = cache.keys(part.heads.start + side.start, panel);
             let stride = together.stride(stride, cache.head_words());
-            let next = together.panels(panels - panel);
+            let half = panel == whole;
+            let next = if half { 1 } else { together.panels(whole - panel) };
             for (group, start) in (0..steps).step_by(GROUP / ELEMENTS).enumerate() {
                 let depth = (steps - start).min(GROUP / ELEMENTS);
                 let exponents = (steps - start) * columns + group * VECTOR;
-                let keys = Keys { words: &data[start * columns..], stride, exponents };
+                let keys = Keys { words: &data[start * columns..], stride, exponents, half };
                 let store = if group == 0 { Store::Overwrite } else { Store::Accumulate };
                 for tile in tiles(Fp16::ROWS, count) {
                     let row = side.start * count + tile.start;

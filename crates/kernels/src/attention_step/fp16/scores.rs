@@ -1,7 +1,7 @@
 //! Scores in fp16: queries times keys, each with a power of two to itself.
 
-use crate::grouped::fp16::{ELEMENTS, Fp16, join};
-use crate::grouped::{Family, GROUP, Left, Shape};
+use crate::grouped::fp16::{ELEMENTS, Fp16, join, prepare, whole};
+use crate::grouped::{Family, GROUP, Left, Shape, row_words};
 use crate::{Isa, Store};
 use std::arch::x86_64::*;
 
@@ -11,12 +11,14 @@ pub(super) const VECTOR: usize = Fp16::COLUMNS / ELEMENTS;
 /// Elements of a vector of words.
 const LANES: usize = 16;
 
-/// Panels of keys from a group of dimensions on, how far the next panel is, and where in each the exponents of its keys begin.
+/// Panels of keys from a group of dimensions on, how far the next panel is, and where in each the exponents of its keys begin. Of a
+/// single panel, or one of each head, the second half may be left out: its scores are zero.
 #[derive(Clone, Copy)]
 pub(super) struct Keys<'a> {
     pub words: &'a [u32],
     pub stride: usize,
     pub exponents: usize,
+    pub half: bool,
 }
 
 /// Scores are between this and its opposite, near the largest numbers of fp16: what is beyond counts as that.
@@ -24,7 +26,7 @@ pub(super) const LOWEST: i16 = -32_767;
 
 /// What an inner loop works on, bounds checked.
 struct Operands {
-    /// The first row of queries, its scale, and how far the next row is.
+    /// The first row of queries, the exponent of its scale, and how far the next row is.
     queries: *const u32,
     ends: *const u32,
     queries_stride: usize,
@@ -37,6 +39,20 @@ struct Operands {
     width: usize,
     /// Whether scores are added to what is there.
     accumulate: bool,
+}
+
+/// Rounds rows of queries, each group of dimensions with an exponent of a power of two, as fp16, in both halves of its word.
+///
+/// # Panics
+/// Where the CPU lacks the instructions.
+pub(super) fn prepare_queries(isa: Isa, dimension: usize, queries: &[f32], words: &mut [u32]) {
+    prepare(isa, dimension, queries, words);
+    let (steps, row_words) = (dimension.div_ceil(ELEMENTS), row_words(dimension, ELEMENTS));
+    for row in words.chunks_exact_mut(row_words) {
+        for [end, _] in row[steps..].as_chunks_mut::<2>().0 {
+            *end = u32::from(whole((*end >> 23) as i16 - 127)) * 0x1_0001;
+        }
+    }
 }
 
 /// Scores of a tile over `steps` words of depth, a group at most, from (`row`, `panel`) of rows of `width` words on. They are products
@@ -75,12 +91,16 @@ pub(super) fn multiply(
         accumulate: store == Store::Accumulate,
     };
     macro_rules! run {
-        ($($rows:literal x $panels:literal),+) => {
-            match shape {
-                Shape::Singles(1) => tile::<1, 1, true>(&operands),
-                Shape::Singles(2) => tile::<1, 2, true>(&operands),
-                Shape::Singles(4) => tile::<1, 4, true>(&operands),
-                $(Shape::Whole { rows: $rows, panels: $panels } => tile::<$rows, $panels, false>(&operands),)+
+        ($($rows:literal x $panels:literal of $halves:literal),+) => {
+            match (shape, if keys.half { 1 } else { 2 }) {
+                (Shape::Singles(1), _) => tile::<1, 1, 2, true>(&operands),
+                (Shape::Singles(2), 2) => tile::<1, 2, 2, true>(&operands),
+                (Shape::Singles(2), _) => tile::<1, 2, 1, true>(&operands),
+                (Shape::Singles(4), 2) => tile::<1, 4, 2, true>(&operands),
+                (Shape::Singles(4), _) => tile::<1, 4, 1, true>(&operands),
+                $((Shape::Whole { rows: $rows, panels: $panels }, $halves) => {
+                    tile::<$rows, $panels, $halves, false>(&operands)
+                })+
                 _ => unreachable!("no tile of {rows} rows and {panels} panels"),
             }
         };
@@ -88,8 +108,9 @@ pub(super) fn multiply(
     // SAFETY: usable, and the lengths were checked above.
     unsafe {
         run!(
-            1 x 1, 1 x 2, 1 x 4, 2 x 1, 2 x 2, 3 x 1, 3 x 2, 4 x 1, 5 x 1, 6 x 1, 7 x 1, 8 x 1, 9 x 1, 10 x 1,
-            11 x 1
+            1 x 1 of 1, 1 x 1 of 2, 1 x 2 of 2, 1 x 4 of 2, 2 x 1 of 1, 2 x 1 of 2, 2 x 2 of 2, 3 x 1 of 1, 3 x 1 of 2,
+            3 x 2 of 2, 4 x 1 of 1, 4 x 1 of 2, 5 x 1 of 1, 5 x 1 of 2, 6 x 1 of 1, 6 x 1 of 2, 7 x 1 of 1, 7 x 1 of 2,
+            8 x 1 of 1, 8 x 1 of 2, 9 x 1 of 1, 9 x 1 of 2, 10 x 1 of 1, 10 x 1 of 2, 11 x 1 of 1, 11 x 1 of 2
         );
     }
 }
@@ -98,7 +119,9 @@ pub(super) fn multiply(
 /// The CPU has the instructions, and all elements of the tile's operands can be read and written.
 #[allow(clippy::needless_range_loop, reason = "the indices are those of registers")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512fp16")]
-unsafe fn tile<const ROWS: usize, const PANELS: usize, const SINGLES: bool>(operands: &Operands) {
+unsafe fn tile<const ROWS: usize, const PANELS: usize, const HALVES: usize, const SINGLES: bool>(
+    operands: &Operands,
+) {
     let &Operands { mut queries, ends, queries_stride, mut keys, exponents, keys_stride, .. } = operands;
     let &Operands { steps, scores, width, accumulate, .. } = operands;
     // SAFETY: see the caller's contract.
@@ -108,16 +131,17 @@ unsafe fn tile<const ROWS: usize, const PANELS: usize, const SINGLES: bool>(oper
         let load = |from: *const u32| _mm512_castsi512_ph(_mm512_loadu_si512(from.cast()));
         let mut sums = [[[_mm512_setzero_ph(); 2]; PANELS]; ROWS];
         for _ in 0..steps {
-            let mut vectors = [[_mm512_setzero_ph(); 2]; PANELS];
+            let mut vectors = [[_mm512_setzero_ph(); HALVES]; PANELS];
             for panel in 0..PANELS {
-                let keys = keys.add(panel * keys_stride);
-                vectors[panel] = [load(keys), load(keys.add(LANES))];
+                for half in 0..HALVES {
+                    vectors[panel][half] = load(keys.add(panel * keys_stride + half * LANES));
+                }
             }
             for row in 0..ROWS {
                 for panel in 0..PANELS {
                     let query = queries.add(row_of(row, panel) * queries_stride).read();
                     let query = _mm512_castsi512_ph(_mm512_set1_epi32(query as i32));
-                    for half in 0..2 {
+                    for half in 0..HALVES {
                         sums[row][panel][half] =
                             _mm512_fmadd_ph(query, vectors[panel][half], sums[row][panel][half]);
                     }
@@ -129,9 +153,8 @@ unsafe fn tile<const ROWS: usize, const PANELS: usize, const SINGLES: bool>(oper
         for panel in 0..PANELS {
             let exponents = load(exponents.add(panel * keys_stride));
             for row in 0..ROWS {
-                // A power of two.
-                let scale = ends.add(row_of(row, panel) * queries_stride).read();
-                let exponent = _mm512_cvtepi16_ph(_mm512_set1_epi16((scale >> 23) as i16 - 127));
+                let exponent = ends.add(row_of(row, panel) * queries_stride).read();
+                let exponent = _mm512_castsi512_ph(_mm512_set1_epi32(exponent as i32));
                 let mut score = _mm512_scalef_ph(join(sums[row][panel]), _mm512_add_ph(exponents, exponent));
                 let column = if SINGLES { 0 } else { panel };
                 let place = scores.add(row_of(row, panel) * width + column * VECTOR);
