@@ -3,7 +3,7 @@
 //! Every function takes an [`Isa`] value, which proves that the CPU has the instructions, and works on one
 //! thread; splitting work among threads is the business of the crate above. Matrices are row-major slices
 //! with explicit strides ([`MatrixRef`], [`MatrixMut`]). Elements are `f32` or `bf16` ([`Element`]); sums,
-//! statistics and exponentials are computed in `f32` (but see [`Isa::sums_in_fp16`]).
+//! statistics and exponentials are computed in `f32` (but see [`Isa::sums_in_fp16`] and [`Isa::attends_in_fp16`]).
 //!
 //! Each `name_forward` has a `name_backward` beside it, and each is tested against a float64 reference on
 //! odd shapes for every instruction set that the machine has.

@@ -27,7 +27,7 @@ fn multiply_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
 }
 
 /// The numbers of an exponential: range reduction by ln 2 in two parts, then a polynomial (Cephes `expf`).
-pub(crate) mod exponential {
+mod exponential {
     /// 1.5·2²³: added, it rounds to an integer in the low bits.
     pub const ROUND: f32 = 12_582_912.0;
     /// Two parts of −ln 2.

@@ -15,7 +15,7 @@ use std::ops::Range;
 mod fp16;
 
 /// Rows (a token times a query head) whose scores exist at one time: whole tiles of every instruction set, and
-/// scores of 2,000 positions fit into an L2 cache.
+/// scores of 2,000 positions fit into an L2 cache (in fp16 4,000).
 const ROWS: usize = 24;
 
 /// Positions whose values stay in the L1 cache while the tiles pass by.
@@ -359,7 +359,9 @@ mod tests {
             // 1/512 of itself, and so their average. In fp16 all is rounded to 11 bits, and up to 64 sums of magnitude one are, each
             // by up to 1/4096: in any direction, so that eight times as much is a deviation.
             let tolerance = if both || in_fp16 { 1.0 / 256.0 } else { 2e-6 };
-            for (dimension, key_value_heads) in [(6, 2), (7, 4), (40, 1), (32, 4), (160, 4)] {
+            for (dimension, key_value_heads) in
+                [(6, 2), (7, 4), (40, 1), (32, 4), (128, 1), (160, 4), (300, 2)]
+            {
                 let heads = Heads { heads: 4, key_value_heads, dimension };
                 for (tokens, first) in [(1, 0), (1, 9), (3, 4), (9, 0), (2, 63), (70, 5), (1, 260)] {
                     let qkv: Vec<f32> = random.elements((first + tokens) * heads.row());
@@ -400,8 +402,8 @@ mod tests {
         let mut random = Random::new(23);
         let heads = Heads { heads: 1, key_value_heads: 1, dimension: 40 };
         let tokens = 300;
-        // Powers of two of the values: of all sizes, and all tiny. A third of them are zeros.
-        let powers = [-40..40, -45..-37].map(|range: Range<i32>| range.collect::<Vec<_>>());
+        // Powers of two of the values: of all sizes, all tiny, and below what f32 holds without loss. A third of them are zeros.
+        let powers = [-40..40, -45..-37, -140..-132].map(|range: Range<i32>| range.collect::<Vec<_>>());
         for ((isa, format), powers) in combinations().flat_map(|c| powers.iter().map(move |p| (c, p))) {
             let mut qkv: Vec<f32> = random.elements(tokens * heads.row());
             for (t, row) in qkv.chunks_exact_mut(heads.row()).enumerate() {
@@ -456,6 +458,85 @@ mod tests {
                                 "{isa:?} {format:?} {size}, {t}: {got}, {expected}"
                             );
                         }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn large_values_without_weight_take_nothing_from_the_others() {
+        let mut random = Random::new(43);
+        let heads = Heads { heads: 1, key_value_heads: 1, dimension: 8 };
+        for (isa, format) in combinations() {
+            for power in [4, 12, 20, 30, 60, 100] {
+                let mut qkv: Vec<f32> = random.elements(150 * heads.row());
+                for (t, row) in qkv.chunks_exact_mut(heads.row()).enumerate() {
+                    let (size, key) = if t % 50 == 7 { (2f32.powi(power), -100.0) } else { (1.0, 0.0) };
+                    row[..heads.dimension].fill(100.0);
+                    row[heads.key_start(0)..heads.value_start(0)].fill(key);
+                    row[heads.value_start(0)..].iter_mut().for_each(|value| *value *= size);
+                }
+                let output = attend(&mut KeyValueCache::new(isa, heads, format), &qkv);
+                for (t, row) in output.chunks_exact(8).enumerate() {
+                    for (i, got) in row.iter().enumerate() {
+                        let values = |j: usize| qkv[j * heads.row() + heads.value_start(0) + i] as f64;
+                        let seen: Vec<f64> = (0..=t).filter(|j| j % 50 != 7).map(values).collect();
+                        let expected = seen.iter().sum::<f64>() / seen.len() as f64;
+                        let error = (*got as f64 - expected).abs();
+                        assert!(error < 0.005, "{isa:?} {format:?} 2^{power}, {t}: {got} not {expected}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn small_elements_beside_large_ones_of_a_value_keep_their_digits() {
+        let mut random = Random::new(47);
+        let heads = Heads { heads: 1, key_value_heads: 1, dimension: 8 };
+        for (isa, format) in combinations() {
+            for large in [1.0, 256.0, 4_096.0] {
+                let mut qkv: Vec<f32> = random.elements(100 * heads.row());
+                for row in qkv.chunks_exact_mut(heads.row()) {
+                    row[..heads.dimension].fill(0.0);
+                    row[heads.value_start(0)] = large;
+                }
+                let output = attend(&mut KeyValueCache::new(isa, heads, format), &qkv);
+                for (t, row) in output.chunks_exact(8).enumerate() {
+                    for (i, got) in row.iter().enumerate() {
+                        let values = |j: usize| qkv[j * heads.row() + heads.value_start(0) + i] as f64;
+                        let expected = (0..=t).map(values).sum::<f64>() / (t + 1) as f64;
+                        let allowed = if i == 0 { 0.005 * large as f64 } else { 0.005 };
+                        let error = (*got as f64 - expected).abs();
+                        assert!(error < allowed, "{isa:?} {format:?} {large}, {t}: {got} not {expected}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn queries_and_keys_that_are_infinite_give_what_is_not_a_number() {
+        let mut random = Random::new(53);
+        let heads = Heads { heads: 1, key_value_heads: 1, dimension: 8 };
+        let qkv: Vec<f32> = random.elements(140 * heads.row());
+        for (isa, format) in combinations() {
+            for (place, from_then_on) in [(0, false), (heads.key_start(0), true)] {
+                for broken in [0, 63, 129] {
+                    let mut qkv = qkv.clone();
+                    // Whatever the sign of a score, infinities of both are among them.
+                    qkv[broken * heads.row() + place + 3] = f32::INFINITY;
+                    qkv[broken * heads.row() + place + 4] = -f32::INFINITY;
+                    if !from_then_on {
+                        qkv[broken * heads.row() + place + 5] = f32::NAN;
+                    }
+                    let output = attend(&mut KeyValueCache::new(isa, heads, format), &qkv);
+                    for (t, row) in output.chunks_exact(8).enumerate() {
+                        let spoilt = if from_then_on { t >= broken } else { t == broken };
+                        let finite = row.iter().all(|y| y.is_finite());
+                        assert!(spoilt || finite, "{isa:?} {format:?}: {t}, {broken}");
+                        assert!(from_then_on || !spoilt || !finite, "{isa:?} {format:?}: {t}, {broken}");
                     }
                 }
             }

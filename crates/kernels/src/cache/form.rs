@@ -13,7 +13,7 @@ pub enum CacheFormat {
     F32,
     /// bf16: half the bytes. Where dot products of bf16 are used ([`Isa::prefers_bf16_dot`](crate::Isa::prefers_bf16_dot)), queries and the
     /// weights of attention are rounded too. Where [`Isa::attends_in_fp16`](crate::Isa::attends_in_fp16) says so, all of these are fp16 instead, with
-    /// powers of two: of keys and values two for each position and head.
+    /// powers of two: one for the values of each position and head, one for each 128 dimensions of its key.
     Bf16,
 }
 

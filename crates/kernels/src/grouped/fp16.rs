@@ -18,14 +18,7 @@ const TOP: u32 = 3;
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 fn round(values: &[f32], words: &mut [u32]) -> f32 {
-    round_below(largest(values), values, words)
-}
-
-/// As [`round`], where the bits of the largest magnitude are known.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn round_below(largest: u32, values: &[f32], words: &mut [u32]) -> f32 {
-    let (factor, inverse) = scale(largest);
+    let (factor, inverse) = scale(largest(values));
     let narrow = |mask, from: *const f32| {
         // SAFETY: the elements of the mask are there to be read.
         let values = unsafe { _mm512_maskz_loadu_ps(mask, from) };
@@ -150,8 +143,7 @@ pub(crate) fn set_column(isa: Isa, values: &[f32], columns: usize, column: usize
         let mut words = [0; STEPS];
         let scale = round(values, &mut words);
         words.iter().zip(group.chunks_exact_mut(columns)).for_each(|(word, to)| to[column] = *word);
-        // A power of two.
-        whole((scale.to_bits() >> 23) as i16 - 127)
+        exponent(scale)
     }
     assert!(Fp16::usable(isa) && values.len() <= GROUP);
     // SAFETY: checked right before.
@@ -166,9 +158,20 @@ pub(crate) fn whole(number: i16) -> u16 {
     ((bits >> 16) & 0x8000 | magnitude) as u16
 }
 
-/// Values of attention are scaled to less than two to the power of this: their weights, which are positive and at most 1, have the
-/// other half of what fp16 holds to themselves.
-pub(crate) const VALUES_BELOW: i16 = -4;
+/// The exponent of the scale of a group as fp16; what is not a number where one of its values is not finite.
+pub(crate) fn exponent(scale: f32) -> u16 {
+    // Their largest is 2^TOP times the scale, or up to twice that.
+    match (scale.to_bits() >> 23) as i16 - 127 {
+        finite @ ..=LARGEST_EXPONENT => whole(finite),
+        _ => NOT_A_NUMBER,
+    }
+}
+
+const LARGEST_EXPONENT: i16 = 127 - TOP as i16;
+
+/// Values of attention are scaled to less than two to the power of this. Their own eleven bits then go down to 2^-15 of the largest of
+/// a position; what is left of the range of fp16 is for their weights, which are never below zero.
+pub(crate) const VALUES_BELOW: i16 = 2;
 
 /// Bits of fp16.
 const MINUS_INFINITY: u16 = 0xfc00;

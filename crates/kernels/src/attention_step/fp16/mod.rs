@@ -43,7 +43,7 @@ pub(super) fn block(
     let scores = scores.words_at_least(all * width);
     let together = Together::of(count, part.heads.len());
     let steps = d.div_ceil(ELEMENTS);
-    // Of the last panel, nobody may see the second half.
+    // Panels of which somebody sees the second half.
     let whole = (seen(count - 1) + columns / 2 - 1) / columns;
     for side in together.heads(part.heads.len()) {
         let mut panel = 0;

@@ -1,6 +1,6 @@
 //! Scores in fp16: queries times keys, each with a power of two to itself.
 
-use crate::grouped::fp16::{ELEMENTS, Fp16, join, prepare, whole};
+use crate::grouped::fp16::{ELEMENTS, Fp16, exponent, join, prepare};
 use crate::grouped::{Family, GROUP, Left, Shape, row_words};
 use crate::{Isa, Store};
 use std::arch::x86_64::*;
@@ -12,7 +12,7 @@ pub(super) const VECTOR: usize = Fp16::COLUMNS / ELEMENTS;
 const LANES: usize = 16;
 
 /// Panels of keys from a group of dimensions on, how far the next panel is, and where in each the exponents of its keys begin. Of a
-/// single panel, or one of each head, the second half may be left out: its scores are zero.
+/// single panel, or one of each head, the second half may be left out: its scores are not to be looked at.
 #[derive(Clone, Copy)]
 pub(super) struct Keys<'a> {
     pub words: &'a [u32],
@@ -21,7 +21,7 @@ pub(super) struct Keys<'a> {
     pub half: bool,
 }
 
-/// Scores are between this and its opposite, near the largest numbers of fp16: what is beyond counts as that.
+/// Scores are between this and its opposite, half of the largest numbers of fp16: what is beyond counts as that.
 pub(super) const LOWEST: i16 = -32_767;
 
 /// What an inner loop works on, bounds checked.
@@ -41,7 +41,8 @@ struct Operands {
     accumulate: bool,
 }
 
-/// Rounds rows of queries, each group of dimensions with an exponent of a power of two, as fp16, in both halves of its word.
+/// Rounds rows of queries, each group of dimensions with an exponent of a power of two, as fp16, in both halves of its word. That of a
+/// group that is not finite is not a number.
 ///
 /// # Panics
 /// Where the CPU lacks the instructions.
@@ -50,7 +51,7 @@ pub(super) fn prepare_queries(isa: Isa, dimension: usize, queries: &[f32], words
     let (steps, row_words) = (dimension.div_ceil(ELEMENTS), row_words(dimension, ELEMENTS));
     for row in words.chunks_exact_mut(row_words) {
         for [end, _] in row[steps..].as_chunks_mut::<2>().0 {
-            *end = u32::from(whole((*end >> 23) as i16 - 127)) * 0x1_0001;
+            *end = u32::from(exponent(f32::from_bits(*end))) * 0x1_0001;
         }
     }
 }
@@ -74,6 +75,7 @@ pub(super) fn multiply(
         Shape::Singles(count) => (count, count, 1),
     };
     assert!(Fp16::usable(isa) && rows > 0 && panels > 0 && steps <= GROUP / ELEMENTS);
+    assert!(!keys.half || side_by_side == 1, "half of {side_by_side} panels");
     assert!(queries.words.len() >= (rows - 1) * queries.stride + steps.max(queries.ends + 2));
     let of_panel = (steps * Fp16::COLUMNS).max(keys.exponents + VECTOR);
     assert!(keys.words.len() >= (panels - 1) * keys.stride + of_panel);
@@ -101,7 +103,7 @@ pub(super) fn multiply(
                 $((Shape::Whole { rows: $rows, panels: $panels }, $halves) => {
                     tile::<$rows, $panels, $halves, false>(&operands)
                 })+
-                _ => unreachable!("no tile of {rows} rows and {panels} panels"),
+                _ => unreachable!("no tile of {rows} rows, {panels} panels"),
             }
         };
     }
@@ -153,9 +155,9 @@ unsafe fn tile<const ROWS: usize, const PANELS: usize, const HALVES: usize, cons
         for panel in 0..PANELS {
             let exponents = load(exponents.add(panel * keys_stride));
             for row in 0..ROWS {
-                let exponent = ends.add(row_of(row, panel) * queries_stride).read();
-                let exponent = _mm512_castsi512_ph(_mm512_set1_epi32(exponent as i32));
-                let mut score = _mm512_scalef_ph(join(sums[row][panel]), _mm512_add_ph(exponents, exponent));
+                let of_row = ends.add(row_of(row, panel) * queries_stride).read();
+                let of_row = _mm512_castsi512_ph(_mm512_set1_epi32(of_row as i32));
+                let mut score = _mm512_scalef_ph(join(sums[row][panel]), _mm512_add_ph(exponents, of_row));
                 let column = if SINGLES { 0 } else { panel };
                 let place = scores.add(row_of(row, panel) * width + column * VECTOR);
                 if accumulate {

@@ -11,11 +11,11 @@ use std::arch::x86_64::*;
 const LANES: usize = Fp16::COLUMNS;
 const PER_GROUP: usize = GROUP / LANES;
 
-/// Weights are scaled to at most 2^`TOP`, so that 128 products with values add up to at most half of what fp16 holds. A weight of 2^-25
-/// still has its eleven bits.
+/// A row's weights times the scales of their values are scaled to at most 2^`TOP`, or half as much again, so that 128 products
+/// with values add up to less than what fp16 holds. What is 2^-20 of the largest still has its eleven bits.
 const TOP: i16 = 8 - VALUES_BELOW;
 
-/// Rows of scores, `width` words apart, become weights: `2^(score - largest)` times the scale of the position's values, where it is
+/// Rows of scores, `width` words apart and used up, become weights: `2^(score - largest)` times the scale of the position's values, where it is
 /// visible, else zero. Their sums, without the scales, become `inverses`, one over each. Every head has a row for each of `visible`;
 /// `exponents` are those of its values' scales: of the first panel, and how far the next are.
 ///
@@ -23,7 +23,7 @@ const TOP: i16 = 8 - VALUES_BELOW;
 /// Where the CPU lacks the instructions or the lengths do not fit together.
 pub(super) fn weigh<'a>(
     isa: Isa,
-    (scores, width): (&[u32], usize),
+    (scores, width): (&mut [u32], usize),
     visible: &[usize],
     exponents: impl Fn(usize) -> (&'a [u32], usize),
     words: &mut [u32],
@@ -34,10 +34,11 @@ pub(super) fn weigh<'a>(
     assert!(Fp16::usable(isa) && width.is_multiple_of(VECTOR));
     assert!(scores.len() == all * width && words.len() == all * row_words);
     assert!(visible.iter().all(|visible| (1..=width * ELEMENTS).contains(visible)));
+    let (_, stride) = exponents(0);
     let exponents = |head: usize, last: usize| {
-        let (words, stride) = exponents(head);
-        assert!(words.len() >= last * stride + VECTOR);
-        (words.as_ptr(), stride)
+        let (words, of_head) = exponents(head);
+        assert!(of_head == stride && words.len() >= last * stride + VECTOR);
+        words.as_ptr()
     };
     let mut row = 0;
     while row < all {
@@ -50,30 +51,28 @@ pub(super) fn weigh<'a>(
         };
         let take = power_of_two_up_to(MOST, alike);
         let mut side = Side {
-            scores: scores[row * width..].as_ptr(),
+            scores: scores[row * width..].as_mut_ptr(),
             width,
             words: words[row * row_words..].as_mut_ptr(),
             row_words,
-            exponents: [exponents(head, last).0; MOST],
-            exponents_stride: exponents(head, last).1,
+            exponents: [exponents(head, last); MOST],
+            exponents_stride: stride,
             last,
             visible: [0; MOST],
         };
         for at in 0..take {
             if rows == 1 {
-                side.exponents[at] = exponents(head + at, last).0;
+                side.exponents[at] = exponents(head + at, last);
             }
             side.visible[at] = u32::MAX >> ((last + 1) * LANES - visible[(start + at) % rows]);
         }
         let inverses = &mut inverses[row..row + take];
         // SAFETY: the CPU has the instructions, and the lengths were checked above.
         unsafe {
-            match (take, rows) {
-                (4, 1) => weigh_side::<4, false>(&side, inverses),
-                (2, 1) => weigh_side::<2, false>(&side, inverses),
-                (4, _) => weigh_side::<4, true>(&side, inverses),
-                (2, _) => weigh_side::<2, true>(&side, inverses),
-                _ => weigh_side::<1, true>(&side, inverses),
+            match take {
+                4 => weigh_side::<4>(&side, inverses),
+                2 => weigh_side::<2>(&side, inverses),
+                _ => weigh_side::<1>(&side, inverses),
             }
         }
         row += take;
@@ -86,7 +85,7 @@ const MOST: usize = 4;
 /// Rows that see as many vectors, bounds checked.
 struct Side {
     /// Those of the first row, and how far those of the next are.
-    scores: *const u32,
+    scores: *mut u32,
     width: usize,
     words: *mut u32,
     row_words: usize,
@@ -98,39 +97,49 @@ struct Side {
     visible: [u32; MOST],
 }
 
-/// Weighs up rows that share their exponents or do not.
+/// Weighs up rows.
 ///
 /// # Safety
 /// The CPU has the instructions, and all that [`Side`] tells of can be read and written.
 #[allow(clippy::needless_range_loop, reason = "the indices are those of registers")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512fp16")]
-unsafe fn weigh_side<const ROWS: usize, const SHARED: bool>(side: &Side, inverses: &mut [f32]) {
+unsafe fn weigh_side<const ROWS: usize>(side: &Side, inverses: &mut [f32]) {
     let &Side { width, row_words, exponents_stride, last, .. } = side;
     // SAFETY: see the caller's contract.
     let scores = |row: usize, at: usize| unsafe { load(side.scores.add(row * width + at * VECTOR)) };
     // SAFETY: as above.
     let exponents = |row: usize, at: usize| unsafe { load(side.exponents[row].add(at * exponents_stride)) };
 
-    let (mut largest, mut most) = ([all(LOWEST); ROWS], [all(LOWEST); ROWS]);
+    let mut largest = [all(LOWEST); ROWS];
     for at in 0..last {
         for row in 0..ROWS {
             largest[row] = greater(scores(row, at), largest[row]);
-            if !SHARED || row == 0 {
-                most[row] = greater(exponents(row, at), most[row]);
-            }
         }
     }
-    let mut up = most;
     for row in 0..ROWS {
-        let mask = side.visible[row];
-        let (found, known) = (largest[row], most[if SHARED { 0 } else { row }]);
-        let found = _mm512_mask_max_ph(found, mask, scores(row, last), found);
-        let known = _mm512_mask_max_ph(known, mask, exponents(row, last), known);
+        let found = _mm512_mask_max_ph(largest[row], side.visible[row], scores(row, last), largest[row]);
         largest[row] = reduce_max(found);
+    }
+
+    // Scores below the largest, and what is largest together with values: one without weight must take no room from others.
+    let scaled = |row: usize, at: usize| {
+        let below = greater(all(LEAST), _mm512_sub_ph(scores(row, at), largest[row]));
+        // SAFETY: see the caller's contract.
+        unsafe { store(side.scores.add(row * width + at * VECTOR), below) };
+        _mm512_add_ph(below, exponents(row, at))
+    };
+    let mut up = [all(LOWEST); ROWS];
+    for at in 0..last {
+        for row in 0..ROWS {
+            up[row] = greater(scaled(row, at), up[row]);
+        }
+    }
+    for row in 0..ROWS {
+        let most = _mm512_mask_max_ph(up[row], side.visible[row], scaled(row, last), up[row]);
         // Below that f32 has no scale.
-        let known = greater(reduce_max(known), all(TOP - 126));
-        up[row] = _mm512_sub_ph(all(TOP), known);
-        let [down, _] = widen(_mm512_sub_ph(known, all(TOP)));
+        let most = greater(round(reduce_max(most)), all(TOP - 126));
+        up[row] = _mm512_sub_ph(all(TOP), most);
+        let [down, _] = widen(_mm512_sub_ph(most, all(TOP)));
         let scale = _mm512_cvtss_f32(_mm512_scalef_ps(_mm512_set1_ps(1.0), down)).to_bits();
         for group in 0..(width / VECTOR).div_ceil(PER_GROUP) {
             // SAFETY: a scale and a zero for each group follow the weights.
@@ -141,7 +150,7 @@ unsafe fn weigh_side<const ROWS: usize, const SHARED: bool>(side: &Side, inverse
     }
 
     let weigh = |row: usize, at: usize| {
-        let (power, exponent) = power_of_two(_mm512_sub_ph(scores(row, at), largest[row]));
+        let (power, exponent) = power_of_two(scores(row, at));
         let scale = _mm512_add_ph(exponent, _mm512_add_ph(exponents(row, at), up[row]));
         (_mm512_scalef_ph(power, exponent), _mm512_scalef_ph(power, scale))
     };
@@ -217,20 +226,28 @@ fn reduce_max(vector: __m512h) -> __m512h {
     take(vector, _mm512_rol_epi32::<16>(bits(vector)))
 }
 
-/// `2^r` for what is between -1/2 and 1/2, in fp16: the least squares of relative errors among coefficients of fp16 with the first 1.
-/// Its errors have 1.04 times the size of those that rounding makes.
+/// Of the third, second and first power of r in `2^r` for what is between -1/2 and 1/2: the least squares of relative errors among
+/// coefficients of fp16 that leave 1 at zero. Its errors have 1.04 times the size of those that rounding makes.
 const COEFFICIENTS: [u16; 3] = [0x2afc, 0x33be, 0x398c];
 
-/// `2^t` for what is not above zero, as a number near 1 and the exponent of the power of two that it is to be multiplied with. What is
-/// below -64 counts as -64, which leaves nothing in fp16.
+/// Scores this far below the largest leave nothing of any value that f32 holds, and what is further below counts as this.
+const LEAST: i16 = -400;
+
+/// Whole numbers next to numbers between -500 and 500.
+#[inline]
+#[target_feature(enable = "avx512fp16")]
+fn round(t: __m512h) -> __m512h {
+    // Where numbers of fp16 are whole, rounding is adding.
+    let whole = all(1_536);
+    _mm512_sub_ph(_mm512_add_ph(t, whole), whole)
+}
+
+/// `2^t` for what is between [`LEAST`] and zero, as a number near 1 and the exponent of the power of two that it is to be multiplied with.
 #[inline]
 #[target_feature(enable = "avx512fp16")]
 fn power_of_two(t: __m512h) -> (__m512h, __m512h) {
     let coefficient = |bits: u16| _mm512_castsi512_ph(_mm512_set1_epi16(bits as i16));
-    let t = greater(all(-64), t);
-    // Where numbers of fp16 are whole, rounding is adding.
-    let whole = all(1_536);
-    let n = _mm512_sub_ph(_mm512_add_ph(t, whole), whole);
+    let n = round(t);
     let r = _mm512_sub_ph(t, n);
     let [third, second, first] = COEFFICIENTS.map(coefficient);
     let p = _mm512_fmadd_ph(_mm512_fmadd_ph(third, r, second), r, first);
@@ -272,6 +289,31 @@ mod tests {
                 let error = (power - t.exp2()).abs() / unit;
                 assert!(error <= 1.0, "2^{t} = {power}, {error} units from {}", t.exp2());
             }
+        }
+    }
+
+    #[test]
+    fn powers_far_below_vanish_and_what_is_not_a_number_stays_that() {
+        if !Fp16::usable(Isa::best()) {
+            return eprintln!("SKIPPED: this CPU has no arithmetic of fp16");
+        }
+        #[target_feature(enable = "avx512fp16")]
+        fn powers_of(words: &mut [u32; VECTOR]) {
+            // SAFETY: it is a vector.
+            unsafe {
+                let (power, exponent) = power_of_two(greater(all(LEAST), load(words.as_ptr())));
+                store(words.as_mut_ptr(), _mm512_scalef_ph(power, exponent));
+            }
+        }
+        // -26, -65, -400, -500, -32,768 and minus infinity.
+        for bits in [0xce80, 0xd410, 0xde40, 0xdfd0, 0xf800, 0xfc00] {
+            let mut words = [bits | 0x7e00_0000; VECTOR];
+            // SAFETY: the CPU has arithmetic of fp16.
+            unsafe { powers_of(&mut words) };
+            assert!(
+                words.iter().all(|word| word & 0xffff == 0 && word >> 16 & 0x7fff > 0x7c00),
+                "{words:x?}"
+            );
         }
     }
 
