@@ -15,9 +15,9 @@ const PER_GROUP: usize = GROUP / LANES;
 /// with values add up to less than what fp16 holds. What is 2^-20 of the largest still has its eleven bits.
 const TOP: i16 = 8 - VALUES_BELOW;
 
-/// Rows of scores, `width` words apart and used up, become weights: `2^(score - largest)` times the scale of the position's values, where it is
-/// visible, else zero. Their sums, without the scales, become `inverses`, one over each. Every head has a row for each of `visible`;
-/// `exponents` are those of its values' scales: of the first panel, and how far the next are.
+/// Rows of scores, `width` words apart and used up, become weights: `2^(score - largest)` times the scale of the position's values,
+/// where it is visible, else zero. Their sums, without the scales, become `inverses`, one over each. Every head has a row for each of
+/// `visible`; `exponents` are those of its values' scales: of the first panel, and how far the next are.
 ///
 /// # Panics
 /// Where the CPU lacks the instructions or the lengths do not fit together.
