@@ -4,6 +4,7 @@
 
 use std::any::Any;
 use std::cell::UnsafeCell;
+use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -38,13 +39,33 @@ struct Share {
 impl Share {
     /// The next item that nobody has begun.
     fn take(&self) -> Option<usize> {
-        // Looking first spares the others a write to what is taken.
-        let left = self.next.load(Ordering::Relaxed) < self.end;
-        left.then(|| self.next.fetch_add(1, Ordering::Relaxed)).filter(|index| *index < self.end)
+        Some(self.next.fetch_add(1, Ordering::Relaxed)).filter(|index| *index < self.end)
+    }
+
+    /// The same for another member's share: looking first spares it a write to what is taken.
+    fn take_of_another(&self) -> Option<usize> {
+        (self.next.load(Ordering::Relaxed) < self.end).then(|| self.take()).flatten()
     }
 }
 
-struct Shared {
+/// Items that are moved out one by one. Those that nobody took, after a panic, are never dropped.
+struct Items<T>(Vec<ManuallyDrop<T>>);
+
+// SAFETY: what is shared is the right to take items that can be sent, each by one thread.
+unsafe impl<T: Send> Sync for Items<T> {}
+
+impl<T> Items<T> {
+    /// # Safety
+    /// Nobody takes the same item twice.
+    unsafe fn take(&self, index: usize) -> T {
+        // SAFETY: the item is there, and by the caller's contract still.
+        ManuallyDrop::into_inner(unsafe { std::ptr::read(&self.0[index]) })
+    }
+}
+
+/// What a call is made of: one line of the cache, which goes from core to core once.
+#[repr(align(64))]
+struct Call {
     /// Twice the number of pieces of work so far, plus one while the last is open, in the upper half; in the lower
     /// half how many helpers are inside.
     state: AtomicU64,
@@ -53,6 +74,10 @@ struct Shared {
     /// Members that there are items for; the others stay outside. Whoever reads that of another piece of work finds nothing to do
     /// there, or is missed at this one.
     seats: AtomicUsize,
+}
+
+struct Shared {
+    call: Call,
     /// What the first helper that failed panicked with.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     sleepers: AtomicUsize,
@@ -69,7 +94,7 @@ unsafe impl Send for Shared {}
 
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared").field("state", &self.state).finish_non_exhaustive()
+        f.debug_struct("Shared").field("state", &self.call.state).finish_non_exhaustive()
     }
 }
 
@@ -83,9 +108,7 @@ impl Team {
     /// Where the operating system refuses a thread.
     pub fn new(members: usize) -> std::io::Result<Team> {
         let shared = Arc::new(Shared {
-            state: AtomicU64::new(0),
-            work: UnsafeCell::new(None),
-            seats: AtomicUsize::new(0),
+            call: Call { state: AtomicU64::new(0), work: UnsafeCell::new(None), seats: AtomicUsize::new(0) },
             panic: Mutex::new(None),
             sleepers: AtomicUsize::new(0),
             bed: Mutex::new(()),
@@ -130,13 +153,16 @@ impl Team {
         let shares: Vec<Share> = (0..count)
             .map(|member| Share { next: AtomicUsize::new(start(member)), end: start(member + 1) })
             .collect();
-        let items: Vec<Mutex<Option<T>>> = items.into_iter().map(|item| Mutex::new(Some(item))).collect();
-        self.shared.run(items.len(), &|member| {
+        // Not behind locks: neighbours would wait for each other's line of the cache.
+        let items = Items(items.into_iter().map(ManuallyDrop::new).collect());
+        self.shared.run(items.0.len(), &|member| {
+            // SAFETY: shares do not overlap, and count each number once.
+            let done = |index| work(unsafe { items.take(index) });
             let (before, from) = shares.split_at(member.min(count));
-            for index in from.iter().chain(before).flat_map(|share| std::iter::from_fn(|| share.take())) {
-                let item = items[index].lock().unwrap_or_else(PoisonError::into_inner).take();
-                item.into_iter().for_each(&work);
-            }
+            let (own, after) = from.split_at(from.len().min(1));
+            own.iter().flat_map(|share| std::iter::from_fn(|| share.take())).for_each(done);
+            let others = after.iter().chain(before);
+            others.flat_map(|share| std::iter::from_fn(|| share.take_of_another())).for_each(done);
         });
         drop(turn);
     }
@@ -161,14 +187,14 @@ impl Shared {
         let lasting = unsafe { std::mem::transmute::<Work<'_>, Work<'static>>(work) };
         // SAFETY: it is closed and nobody who came in while it was open is inside: the call before waited for that, and there is
         // one at a time.
-        unsafe { *self.work.get() = Some(lasting) };
-        self.seats.store(items, Ordering::Relaxed);
-        self.state.fetch_add(OPEN, Ordering::SeqCst);
+        unsafe { *self.call.work.get() = Some(lasting) };
+        self.call.seats.store(items, Ordering::Relaxed);
+        self.call.state.fetch_add(OPEN, Ordering::SeqCst);
         self.wake();
         let own = catch_unwind(AssertUnwindSafe(|| work(0)));
-        self.state.fetch_add(OPEN, Ordering::SeqCst);
+        self.call.state.fetch_add(OPEN, Ordering::SeqCst);
         let mut turns = 0;
-        while self.state.load(Ordering::Acquire) & INSIDE > 0 {
+        while self.call.state.load(Ordering::Acquire) & INSIDE > 0 {
             wait(&mut turns);
         }
         let theirs = self.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -194,25 +220,25 @@ impl Shared {
         let mut done = 0;
         loop {
             let Some(seen) = self.await_work(done) else { return };
-            if member >= self.seats.load(Ordering::Relaxed) {
+            if member >= self.call.seats.load(Ordering::Relaxed) {
                 done = seen & !INSIDE;
                 continue;
             }
-            let state = self.state.fetch_add(1, Ordering::SeqCst);
+            let state = self.call.state.fetch_add(1, Ordering::SeqCst);
             if state & OPEN == 0 {
                 // It was closed in the meantime.
-                self.state.fetch_sub(1, Ordering::Release);
+                self.call.state.fetch_sub(1, Ordering::Release);
                 continue;
             }
             done = state & !INSIDE;
             // SAFETY: it was open when this helper came in, so nobody writes, and the work lives until it has left.
-            let work = unsafe { *self.work.get() };
+            let work = unsafe { *self.call.work.get() };
             if let Some(work) = work
                 && let Err(panic) = catch_unwind(AssertUnwindSafe(|| work(member)))
             {
                 self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic);
             }
-            self.state.fetch_sub(1, Ordering::Release);
+            self.call.state.fetch_sub(1, Ordering::Release);
         }
     }
 
@@ -221,7 +247,7 @@ impl Shared {
         let new = |state: u64| state & OPEN != 0 && state & !INSIDE != done;
         let (mut turns, mut since) = (0, None);
         loop {
-            let state = self.state.load(Ordering::SeqCst);
+            let state = self.call.state.load(Ordering::SeqCst);
             if new(state) {
                 return Some(state);
             }
@@ -232,7 +258,7 @@ impl Shared {
             if turns.is_multiple_of(TURNS) && since.get_or_insert_with(Instant::now).elapsed() >= LOOKS {
                 let bed = self.bed.lock().unwrap_or_else(PoisonError::into_inner);
                 self.sleepers.fetch_add(1, Ordering::SeqCst);
-                if !new(self.state.load(Ordering::SeqCst)) && !self.ended.load(Ordering::SeqCst) {
+                if !new(self.call.state.load(Ordering::SeqCst)) && !self.ended.load(Ordering::SeqCst) {
                     // Woken without need, it looks around for a while and goes back to sleep.
                     drop(self.bell.wait(bed).unwrap_or_else(PoisonError::into_inner));
                 }
