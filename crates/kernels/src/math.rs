@@ -26,31 +26,21 @@ fn multiply_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FUSED { a.mul_add(b, c) } else { a * b + c }
 }
 
-/// The numbers of an exponential: range reduction by ln 2 in two parts, then a polynomial (Cephes `expf`).
-mod exponential {
-    /// 1.5·2²³: added, it rounds to an integer in the low bits.
-    pub const ROUND: f32 = 12_582_912.0;
-    /// Two parts of −ln 2.
-    pub const MINUS_LN_2: [f32; 2] = [-0.693_359_4, 2.121_944_4e-4];
-    /// Of the powers of the rest from the seventh down to the second.
-    pub const COEFFICIENTS: [f32; 6] =
-        [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5e-1];
-    /// Below it, the power is zero.
-    pub const LEAST: f32 = -87.3;
-}
-
 #[inline(always)]
 fn exp_by<const FUSED: bool>(x: f32) -> f32 {
-    use exponential::{COEFFICIENTS, LEAST, MINUS_LN_2, ROUND};
+    // Adding 1.5·2^23 rounds to an integer in the low mantissa bits.
+    const ROUND: f32 = 12_582_912.0;
+    // Below it, the power is zero.
+    const LEAST: f32 = -87.3;
     let clamped = if x > 88.0 { 88.0 } else { x };
     let clamped = if clamped < LEAST { LEAST } else { clamped };
     let n = multiply_add::<FUSED>(clamped, std::f32::consts::LOG2_E, ROUND);
     let whole = n - ROUND;
-    let r = multiply_add::<FUSED>(whole, MINUS_LN_2[0], clamped);
-    let r = multiply_add::<FUSED>(whole, MINUS_LN_2[1], r);
-    let mut p = COEFFICIENTS[0];
-    for coefficient in &COEFFICIENTS[1..] {
-        p = multiply_add::<FUSED>(p, r, *coefficient);
+    let r = multiply_add::<FUSED>(whole, -0.693_359_4, clamped);
+    let r = multiply_add::<FUSED>(whole, 2.121_944_4e-4, r);
+    let mut p = 1.987_569_1e-4;
+    for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5e-1] {
+        p = multiply_add::<FUSED>(p, r, coefficient);
     }
     p = multiply_add::<FUSED>(p, r * r, r) + 1.0;
     let scale = f32::from_bits(n.to_bits().wrapping_shl(23).wrapping_add(127 << 23));

@@ -78,8 +78,8 @@ impl KeyValueCache {
         cut
     }
 
-    /// Has the memory for so many positions that will be added soon. Adding them has it too, and adding fewer gives the rest back: this is for
-    /// many caches, of which each thread can take some, since new memory is cleared.
+    /// Has the memory for so many positions that will be added soon. Adding them has it too, and adding fewer gives the rest back:
+    /// this is for many caches, of which each thread can take some, since new memory is cleared.
     pub fn expect(&mut self, new: usize) {
         self.fit(self.length + new);
     }

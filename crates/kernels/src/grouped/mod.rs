@@ -125,6 +125,17 @@ pub(crate) enum Shape {
     Singles(usize),
 }
 
+impl Shape {
+    /// Rows, panels, and panels side by side in the results.
+    #[inline(always)]
+    pub(crate) fn counts(self) -> (usize, usize, usize) {
+        match self {
+            Shape::Whole { rows, panels } => (rows, panels, panels),
+            Shape::Singles(count) => (count, count, 1),
+        }
+    }
+}
+
 /// A tile over `steps` words of depth, from (`row`, `column`) of the block on.
 ///
 /// # Panics
@@ -139,10 +150,7 @@ pub(crate) fn multiply<F: Family>(
     (row, column): (usize, usize),
     store: Store,
 ) {
-    let (rows, panels, side_by_side) = match shape {
-        Shape::Whole { rows, panels } => (rows, panels, panels),
-        Shape::Singles(count) => (count, count, 1),
-    };
+    let (rows, panels, side_by_side) = shape.counts();
     assert!(F::usable(isa) && rows > 0 && panels > 0);
     let groups = steps.div_ceil(GROUP / F::ELEMENTS);
     assert!(a.words.len() >= (rows - 1) * a.stride + steps.max(a.ends + 2 * groups));

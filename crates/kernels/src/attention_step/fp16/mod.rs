@@ -1,4 +1,5 @@
-//! Attention in arithmetic of fp16, from products with queries to sums of values; keys, values and weights have powers of two to themselves.
+//! Attention in arithmetic of fp16, from products with queries to sums of values; keys, values and weights have powers of two to
+//! themselves.
 //!
 //! Rows of a tile are multiplied with all that the last of them sees: what a row does not see has the weight zero, and the words
 //! of values are finite. So a row's sums have the same bits in any tile. Keys need not be finite: one that is not spoils the scores
@@ -11,11 +12,13 @@ use crate::grouped::{self, Family, GROUP, Left, Right, Shape, multiply};
 use crate::projection::{columns, tiles};
 use crate::tile::{Panels, power_of_two_up_to};
 use crate::{BlockMut, Store};
-use scores::{Keys, VECTOR, prepare_queries};
+use scores::{Keys, prepare_queries};
 use std::ops::Range;
+use vector::VECTOR;
 use weights::weigh;
 
 mod scores;
+mod vector;
 mod weights;
 
 pub(super) fn block(

@@ -1,15 +1,10 @@
 //! Scores in fp16: queries times keys, each with a power of two to itself.
 
+use super::vector::{VECTOR, all, greater, load, store};
 use crate::grouped::fp16::{ELEMENTS, Fp16, exponent, join, prepare};
 use crate::grouped::{Family, GROUP, Left, Shape, row_words};
 use crate::{Isa, Store};
 use std::arch::x86_64::*;
-
-/// Words of a vector of scores, two to a word: those of a panel.
-pub(super) const VECTOR: usize = Fp16::COLUMNS / ELEMENTS;
-
-/// Elements of a vector of words.
-const LANES: usize = 16;
 
 /// Panels of keys from a group of dimensions on, how far the next panel is, and where in each the exponents of its keys begin. Of a
 /// single panel, or one of each head, the second half may be left out: its scores are not to be looked at.
@@ -70,10 +65,7 @@ pub(super) fn multiply(
     (row, panel): (usize, usize),
     store: Store,
 ) {
-    let (rows, panels, side_by_side) = match shape {
-        Shape::Whole { rows, panels } => (rows, panels, panels),
-        Shape::Singles(count) => (count, count, 1),
-    };
+    let (rows, panels, side_by_side) = shape.counts();
     assert!(Fp16::usable(isa) && rows > 0 && panels > 0 && steps <= GROUP / ELEMENTS);
     assert!(!keys.half || side_by_side == 1, "half of {side_by_side} panels");
     assert!(queries.words.len() >= (rows - 1) * queries.stride + steps.max(queries.ends + 2));
@@ -93,28 +85,23 @@ pub(super) fn multiply(
         accumulate: store == Store::Accumulate,
     };
     macro_rules! run {
-        ($($rows:literal x $panels:literal of $halves:literal),+) => {
-            match (shape, if keys.half { 1 } else { 2 }) {
-                (Shape::Singles(1), _) => tile::<1, 1, 2, true>(&operands),
-                (Shape::Singles(2), 2) => tile::<1, 2, 2, true>(&operands),
-                (Shape::Singles(2), _) => tile::<1, 2, 1, true>(&operands),
-                (Shape::Singles(4), 2) => tile::<1, 4, 2, true>(&operands),
-                (Shape::Singles(4), _) => tile::<1, 4, 1, true>(&operands),
-                $((Shape::Whole { rows: $rows, panels: $panels }, $halves) => {
-                    tile::<$rows, $panels, $halves, false>(&operands)
-                })+
+        ($($one:literal)+; $($rows:literal x $panels:literal),+) => {
+            match (shape, keys.half) {
+                $((Shape::Whole { rows: $one, panels: 1 }, true) => tile::<$one, 1, 1, false>(&operands),)+
+                $((Shape::Whole { rows: $one, panels: 1 }, false) => tile::<$one, 1, 2, false>(&operands),)+
+                $((Shape::Whole { rows: $rows, panels: $panels }, _) => tile::<$rows, $panels, 2, false>(&operands),)+
+                (Shape::Singles(1), true) => tile::<1, 1, 1, true>(&operands),
+                (Shape::Singles(1), false) => tile::<1, 1, 2, true>(&operands),
+                (Shape::Singles(2), true) => tile::<1, 2, 1, true>(&operands),
+                (Shape::Singles(2), false) => tile::<1, 2, 2, true>(&operands),
+                (Shape::Singles(4), true) => tile::<1, 4, 1, true>(&operands),
+                (Shape::Singles(4), false) => tile::<1, 4, 2, true>(&operands),
                 _ => unreachable!("no tile of {rows} rows, {panels} panels"),
             }
         };
     }
     // SAFETY: usable, and the lengths were checked above.
-    unsafe {
-        run!(
-            1 x 1 of 1, 1 x 1 of 2, 1 x 2 of 2, 1 x 4 of 2, 2 x 1 of 1, 2 x 1 of 2, 2 x 2 of 2, 3 x 1 of 1, 3 x 1 of 2,
-            3 x 2 of 2, 4 x 1 of 1, 4 x 1 of 2, 5 x 1 of 1, 5 x 1 of 2, 6 x 1 of 1, 6 x 1 of 2, 7 x 1 of 1, 7 x 1 of 2,
-            8 x 1 of 1, 8 x 1 of 2, 9 x 1 of 1, 9 x 1 of 2, 10 x 1 of 1, 10 x 1 of 2, 11 x 1 of 1, 11 x 1 of 2
-        );
-    }
+    unsafe { run!(1 2 3 4 5 6 7 8 9 10 11; 1 x 2, 1 x 4, 2 x 2, 3 x 2) }
 }
 
 /// # Safety
@@ -130,13 +117,12 @@ unsafe fn tile<const ROWS: usize, const PANELS: usize, const HALVES: usize, cons
     unsafe {
         // The row of a panel, which is its own where every panel has one.
         let row_of = |row: usize, panel: usize| if SINGLES { panel } else { row };
-        let load = |from: *const u32| _mm512_castsi512_ph(_mm512_loadu_si512(from.cast()));
         let mut sums = [[[_mm512_setzero_ph(); 2]; PANELS]; ROWS];
         for _ in 0..steps {
             let mut vectors = [[_mm512_setzero_ph(); HALVES]; PANELS];
             for panel in 0..PANELS {
                 for half in 0..HALVES {
-                    vectors[panel][half] = load(keys.add(panel * keys_stride + half * LANES));
+                    vectors[panel][half] = load(keys.add(panel * keys_stride + half * VECTOR));
                 }
             }
             for row in 0..ROWS {
@@ -165,22 +151,8 @@ unsafe fn tile<const ROWS: usize, const PANELS: usize, const HALVES: usize, cons
                 }
                 // What is not a number stays that.
                 score = greater(all(LOWEST), _mm512_min_ph(all(-LOWEST), score));
-                _mm512_storeu_si512(place.cast(), _mm512_castph_si512(score));
+                store(place, score);
             }
         }
     }
-}
-
-/// A whole number everywhere.
-#[inline]
-#[target_feature(enable = "avx512fp16")]
-pub(super) fn all(number: i16) -> __m512h {
-    _mm512_cvtepi16_ph(_mm512_set1_epi16(number))
-}
-
-/// The greater of two, or the second where the first is not a number.
-#[inline]
-#[target_feature(enable = "avx512f,avx512fp16")]
-pub(super) fn greater(first: __m512h, second: __m512h) -> __m512h {
-    _mm512_max_ph(first, second)
 }

@@ -1,6 +1,7 @@
 //! Weights in fp16: powers of two of scores, 32 positions in a vector.
 
-use super::scores::{LOWEST, VECTOR, all, greater};
+use super::scores::LOWEST;
+use super::vector::{VECTOR, all, greater, keep, load, reduce_max, store};
 use crate::Isa;
 use crate::grouped::fp16::{ELEMENTS, Fp16, VALUES_BELOW, widen};
 use crate::grouped::{self, Family, GROUP};
@@ -186,44 +187,6 @@ unsafe fn weigh_side<const ROWS: usize>(side: &Side, inverses: &mut [f32]) {
         }
         inverses[row] = 1.0 / _mm512_reduce_add_ps(totals[row]);
     }
-}
-
-/// # Safety
-/// A vector can be read.
-#[inline]
-#[target_feature(enable = "avx512fp16")]
-unsafe fn load(words: *const u32) -> __m512h {
-    // SAFETY: the caller's contract.
-    unsafe { _mm512_castsi512_ph(_mm512_loadu_si512(words.cast())) }
-}
-
-/// # Safety
-/// A vector can be written.
-#[inline]
-#[target_feature(enable = "avx512fp16")]
-unsafe fn store(words: *mut u32, vector: __m512h) {
-    // SAFETY: the caller's contract.
-    unsafe { _mm512_storeu_si512(words.cast(), _mm512_castph_si512(vector)) };
-}
-
-/// The elements of the mask, and zeros.
-#[inline]
-#[target_feature(enable = "avx512bw,avx512fp16")]
-fn keep(mask: u32, vector: __m512h) -> __m512h {
-    _mm512_castsi512_ph(_mm512_maskz_mov_epi16(mask, _mm512_castph_si512(vector)))
-}
-
-/// The largest of all elements, everywhere.
-#[inline]
-#[target_feature(enable = "avx512f,avx512fp16")]
-fn reduce_max(vector: __m512h) -> __m512h {
-    let bits = |vector| _mm512_castph_si512(vector);
-    let take = |vector, other| _mm512_max_ph(vector, _mm512_castsi512_ph(other));
-    let vector = take(vector, _mm512_shuffle_i64x2::<0b01_00_11_10>(bits(vector), bits(vector)));
-    let vector = take(vector, _mm512_shuffle_i64x2::<0b10_11_00_01>(bits(vector), bits(vector)));
-    let vector = take(vector, _mm512_shuffle_epi32::<0b01_00_11_10>(bits(vector)));
-    let vector = take(vector, _mm512_shuffle_epi32::<0b10_11_00_01>(bits(vector)));
-    take(vector, _mm512_rol_epi32::<16>(bits(vector)))
 }
 
 /// Of the third, second and first power of r in `2^r` for what is between -1/2 and 1/2: the least squares of relative errors among
