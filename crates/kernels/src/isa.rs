@@ -213,7 +213,7 @@ impl Isa {
         self.has_avx512_fp16() && self.amx().is_none() && !self.prefers_bf16_dot()
     }
 
-    /// Whether decoding holds keys and values in fp16 beside rounded weights, and attends to them in its arithmetic: where AVX-512
+    /// Whether decoding holds keys and values in fp16 beside rounded weights (or in int8 beside int8), and attends to them in its arithmetic: where AVX-512
     /// has it, and no fast dot products of bf16. Beside AMX too: attention of a token is a few rows, which are no tiles.
     pub fn attends_in_fp16(self) -> bool {
         self.has_avx512_fp16() && !self.prefers_bf16_dot()

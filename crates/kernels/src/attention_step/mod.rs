@@ -94,7 +94,9 @@ pub fn attention_step(
                         with_tile!(bf16 cache.isa(), block(cache, part, qkv, first, output, scratch));
                     }
                     #[cfg(target_arch = "x86_64")]
-                    Layout::Fp16 => fp16::block(cache, part, qkv, first, output, scratch),
+                    Layout::Fp16 => fp16::block::<fp16::Halves>(cache, part, qkv, first, output, scratch),
+                    #[cfg(target_arch = "x86_64")]
+                    Layout::Int8 => fp16::block::<fp16::Bytes>(cache, part, qkv, first, output, scratch),
                 }
             }
         }

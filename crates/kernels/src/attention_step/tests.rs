@@ -29,10 +29,32 @@ fn attend(cache: &mut KeyValueCache, qkv: &[f32]) -> Vec<f32> {
     output
 }
 
-const FORMATS: [CacheFormat; 2] = [CacheFormat::F32, CacheFormat::Bf16];
-
 fn combinations() -> impl Iterator<Item = (Isa, CacheFormat)> {
-    Isa::available_or_trapped().into_iter().flat_map(|isa| FORMATS.map(|format| (isa, format)))
+    let formats = [CacheFormat::F32, CacheFormat::Bf16, CacheFormat::Int8];
+    let all =
+        Isa::available_or_trapped().into_iter().flat_map(move |isa| formats.map(|format| (isa, format)));
+    all.filter(|(isa, format)| format.usable(*isa))
+}
+
+/// Whether arithmetic is that of fp16.
+fn in_fp16(isa: Isa, format: CacheFormat) -> bool {
+    format != CacheFormat::F32 && isa.attends_in_fp16()
+}
+
+/// What is left of numbers that share a scale: bytes, their largest 127.
+fn as_bytes(values: &[f64]) -> Vec<f64> {
+    let of_group = |group: &[f64]| {
+        let scale = group.iter().fold(0.0f64, |largest, value| largest.max(value.abs())) / 127.0;
+        group.iter().map(|value| (value / scale).round_ties_even() * scale).collect::<Vec<_>>()
+    };
+    values.chunks(128).flat_map(of_group).collect()
+}
+
+/// What is left of numbers that share a power of two: bytes, the largest of which is 64 or more.
+fn as_bytes_by_powers(values: &[f64]) -> Vec<f64> {
+    let largest = values.iter().fold(0.0f64, |largest, value| largest.max(value.abs()));
+    let power = (largest.log2().floor() - 6.0).exp2();
+    values.iter().map(|value| (value / power).round_ties_even().min(127.0) * power).collect()
 }
 
 #[test]
@@ -40,11 +62,37 @@ fn new_tokens_attend_to_the_cache_as_the_float64_formula_says() {
     let mut random = Random::new(19);
     for (isa, format) in combinations() {
         // Products of pairs round both sides, otherwise only what is kept is rounded.
-        let in_fp16 = format == CacheFormat::Bf16 && isa.attends_in_fp16();
+        let in_fp16 = in_fp16(isa, format);
         let narrow = format == CacheFormat::Bf16 && !in_fp16;
         let both = narrow && isa.prefers_bf16_dot();
-        let round =
-            |value: f32, narrow: bool| f64::from(if narrow { bf16::from_f32(value).to_f32() } else { value });
+        let exact = |values: &[f32]| values.iter().map(|value| f64::from(*value)).collect::<Vec<_>>();
+        let as_bf16 = |values: &[f32]| -> Vec<f64> {
+            values.iter().map(|value| f64::from(bf16::from_f32(*value).to_f32())).collect()
+        };
+        let int8 = format == CacheFormat::Int8;
+        let query = |q: &[f32]| {
+            if int8 {
+                as_bytes(&exact(q))
+            } else if both {
+                as_bf16(q)
+            } else {
+                exact(q)
+            }
+        };
+        let key = |k: &[f32]| {
+            if int8 {
+                as_bytes(&exact(k))
+            } else if narrow {
+                as_bf16(k)
+            } else {
+                exact(k)
+            }
+        };
+        let value = |v: &[f32]| match int8 {
+            true => as_bytes_by_powers(&exact(v)),
+            false if narrow => as_bf16(v),
+            false => exact(v),
+        };
         // Averages of values of magnitude one. Weights have a few f32 roundings, or are rounded to 8 bits: each by up to
         // 1/512 of itself, and so their average. In fp16 all is rounded to 11 bits, and up to 64 sums of magnitude one are, each
         // by up to 1/4096: in any direction, so that eight times as much is a deviation.
@@ -56,23 +104,28 @@ fn new_tokens_attend_to_the_cache_as_the_float64_formula_says() {
                 let mut cache = KeyValueCache::new(isa, heads, format);
                 attend(&mut cache, &qkv[..first * heads.row()]);
                 let output = attend(&mut cache, &qkv[first * heads.row()..]);
-                for t in 0..tokens {
-                    for head in 0..4 {
-                        let shared = head / heads.group();
-                        let row = |position: usize, start: usize| {
-                            &qkv[position * heads.row() + start..][..dimension]
-                        };
-                        let weight = |j: usize| {
-                            let (q, k) = (row(first + t, head * dimension), row(j, heads.key_start(shared)));
-                            let products = q.iter().zip(k);
-                            let product =
-                                |(q, k): (&f32, &f32)| round(q * heads.scale(), both) * round(*k, narrow);
-                            products.map(product).sum::<f64>().exp()
-                        };
-                        let sum: f64 = (0..=first + t).map(weight).sum();
+                let row = |position: usize, start: usize| &qkv[position * heads.row() + start..][..dimension];
+                for head in 0..4 {
+                    let shared = head / heads.group();
+                    let of_all = |of: &dyn Fn(&[f32]) -> Vec<f64>, start: usize| -> Vec<Vec<f64>> {
+                        (0..first + tokens).map(|position| of(row(position, start))).collect()
+                    };
+                    let keys = of_all(&key, heads.key_start(shared));
+                    let values = of_all(&value, heads.value_start(shared));
+                    for t in 0..tokens {
+                        let scaled: Vec<f32> =
+                            row(first + t, head * dimension).iter().map(|q| q * heads.scale()).collect();
+                        let query = query(&scaled);
+                        let score = |key: &Vec<f64>| query.iter().zip(key).map(|(q, k)| q * k).sum::<f64>();
+                        let weights: Vec<f64> =
+                            keys[..=first + t].iter().map(|key| score(key).exp()).collect();
+                        let sum: f64 = weights.iter().sum();
                         for i in 0..dimension {
-                            let value = |j: usize| round(row(j, heads.value_start(shared))[i], narrow);
-                            let expected = (0..=first + t).map(|j| weight(j) / sum * value(j)).sum();
+                            let expected = weights
+                                .iter()
+                                .zip(&values)
+                                .map(|(weight, value)| weight / sum * value[i])
+                                .sum();
                             let got = output[t * heads.query_row() + head * dimension + i];
                             let what = format!("{isa:?} {format:?} {heads:?} {tokens} after {first}");
                             assert_close(got as f64, expected, tolerance, 1e-5, &what);
@@ -94,7 +147,7 @@ fn positions_of_any_magnitude_neither_overflow_nor_vanish() {
     for ((isa, format), powers) in combinations().flat_map(|c| powers.iter().map(move |p| (c, p))) {
         let mut qkv: Vec<f32> = random.elements(tokens * heads.row());
         for (t, row) in qkv.chunks_exact_mut(heads.row()).enumerate() {
-            let value = if t % 3 == 1 { 0.0 } else { 2f32.powi(powers[t * 7 % powers.len()]) };
+            let value = if t % 3 == 1 { 0.0 } else { 2f64.powi(powers[t * 7 % powers.len()]) as f32 };
             row[heads.value_start(0)..].iter_mut().for_each(|v| *v *= value);
             // Scores stay below a few hundredths, so that every value has its part in the average.
             let key = 2f32.powi((t * 11 % 50) as i32 - 25);
@@ -102,17 +155,22 @@ fn positions_of_any_magnitude_neither_overflow_nor_vanish() {
             row[..heads.key_start(0)].iter_mut().for_each(|q| *q *= 2f32.powi(-32));
         }
         let output = attend(&mut KeyValueCache::new(isa, heads, format), &qkv);
+        let values = |j: usize| &qkv[j * heads.row() + heads.value_start(0)..][..40];
         for (t, got) in output.chunks_exact(40).enumerate() {
+            let average =
+                |of: &dyn Fn(&[f32]) -> f64| (0..=t).map(|j| of(values(j))).sum::<f64>() / (t + 1) as f64;
             for (i, got) in got.iter().enumerate() {
-                let values = |j: usize| qkv[j * heads.row() + heads.value_start(0) + i] as f64;
-                let of_all =
-                    |part: fn(f64) -> f64| (0..=t).map(|j| part(values(j))).sum::<f64>() / (t + 1) as f64;
-                let error = (*got as f64 - of_all(|v| v)).abs();
-                assert!(
-                    error <= of_all(f64::abs) / 50.0,
-                    "{isa:?} {format:?}, {t}: {got} not {}",
-                    of_all(|v| v)
-                );
+                // Bytes are rounded to what the largest of their value allows.
+                let size = average(&|value| match format {
+                    CacheFormat::Int8 => value.iter().fold(0.0f32, |largest, v| v.abs().max(largest)) as f64,
+                    _ => value[i].abs() as f64,
+                });
+                let expected = average(&|value| value[i] as f64);
+                let what = format!("{isa:?} {format:?}, {t}");
+                // f32 has no digits below, and what is rounded may vanish where f32 has no powers of two.
+                let least = if format == CacheFormat::F32 { 2f64.powi(-148) } else { 2f64.powi(-126) };
+                let allowed = size / 50.0 + least;
+                assert!((*got as f64 - expected).abs() <= allowed, "{what}: {got} not {expected}");
             }
         }
     }
@@ -186,16 +244,63 @@ fn small_elements_beside_large_ones_of_a_value_keep_their_digits() {
     let mut random = Random::new(47);
     let heads = Heads { heads: 1, key_value_heads: 1, dimension: 8 };
     for (isa, format) in combinations() {
-        for large in [1.0, 256.0, 4_096.0] {
+        // Bytes have seven digits, and no more for what is small.
+        let (sizes, allowed): (&[f32], _) = match format {
+            CacheFormat::Int8 => (&[1.0], 0.01),
+            _ => (&[1.0, 256.0, 4_096.0], 0.005),
+        };
+        for &large in sizes {
             let mut qkv: Vec<f32> = random.elements(100 * heads.row());
             for row in qkv.chunks_exact_mut(heads.row()) {
                 row[..heads.dimension].fill(0.0);
                 row[heads.value_start(0)] = large;
             }
             let output = attend(&mut KeyValueCache::new(isa, heads, format), &qkv);
-            let allowed = |i| if i == 0 { 0.005 * f64::from(large) } else { 0.005 };
+            let allowed = |i| if i == 0 { allowed * f64::from(large) } else { allowed };
             let what = format!("{isa:?} {format:?} {large}");
             assert_averages(heads, (&qkv, &output), |_, _, _| true, allowed, &what);
+        }
+    }
+}
+
+#[test]
+fn keys_that_a_query_has_nothing_in_common_with_score_zero_whatever_their_size() {
+    let mut random = Random::new(59);
+    let heads = Heads { heads: 1, key_value_heads: 1, dimension: 8 };
+    for (isa, format) in combinations() {
+        for size in [1e10, 1e23, 1e38] {
+            let mut qkv: Vec<f32> = random.elements(40 * heads.row());
+            for row in qkv.chunks_exact_mut(heads.row()) {
+                row[..heads.value_start(0)].fill(0.0);
+                (row[0], row[heads.key_start(0) + 1]) = (size, size);
+            }
+            let output = attend(&mut KeyValueCache::new(isa, heads, format), &qkv);
+            let what = format!("{isa:?} {format:?} {size}");
+            assert_averages(heads, (&qkv, &output), |_, _, _| true, |_| 0.01, &what);
+        }
+    }
+}
+
+#[test]
+fn sums_of_the_largest_weights_and_values_do_not_overflow() {
+    let heads = Heads { heads: 1, key_value_heads: 1, dimension: 8 };
+    let (log2_of_first, value) = (1.49, 1.99);
+    for (isa, format) in combinations() {
+        let mut qkv = vec![0.0; 300 * heads.row()];
+        for (t, row) in qkv.chunks_exact_mut(heads.row()).enumerate() {
+            // The first position has the largest score and no value: all others have weights as large as they get.
+            row[0] = 1.0;
+            row[heads.key_start(0)] =
+                if t == 0 { log2_of_first * std::f32::consts::LN_2 / heads.scale() } else { 0.0 };
+            row[heads.value_start(0)..].fill(if t == 0 { 0.0 } else { value });
+        }
+        let output = attend(&mut KeyValueCache::new(isa, heads, format), &qkv);
+        for (t, row) in output.chunks_exact(8).enumerate() {
+            let expected = value * t as f32 / (t as f32 + log2_of_first.exp2());
+            assert!(
+                row.iter().all(|y| (y - expected).abs() < 0.02),
+                "{isa:?} {format:?}: {t}, {row:?} not {expected}"
+            );
         }
     }
 }
@@ -206,7 +311,6 @@ fn queries_and_keys_that_are_infinite_give_what_is_not_a_number() {
     let heads = Heads { heads: 1, key_value_heads: 1, dimension: 8 };
     let qkv: Vec<f32> = random.elements(140 * heads.row());
     for (isa, format) in combinations() {
-        let in_fp16 = format == CacheFormat::Bf16 && isa.attends_in_fp16();
         for (place, from_then_on) in [(0, false), (heads.key_start(0), true)] {
             for broken in [0, 63, 129] {
                 let mut qkv = qkv.clone();
@@ -217,7 +321,7 @@ fn queries_and_keys_that_are_infinite_give_what_is_not_a_number() {
                     let spoilt = if from_then_on { t >= broken } else { t == broken };
                     let finite = row.iter().all(|y| y.is_finite());
                     // A score of minus infinity is as good as a position that is not seen, where scores tell it.
-                    let told = from_then_on && !in_fp16;
+                    let told = from_then_on && !in_fp16(isa, format);
                     assert!(finite != spoilt || told && spoilt, "{isa:?} {format:?}: {t}, {broken}");
                 }
             }

@@ -1,15 +1,21 @@
 //! Keys and values of the tokens that a sequence has seen, laid out as the tiles read them.
 
 mod form;
+#[cfg(target_arch = "x86_64")]
+mod int8;
 mod new_positions;
 
 pub use form::CacheFormat;
 pub(crate) use form::Layout;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use int8::VALUES_BELOW;
 pub use new_positions::NewPositions;
 
 use crate::Isa;
 use crate::attention::Heads;
 use crate::buffer::Lines;
+#[cfg(target_arch = "x86_64")]
+use crate::grouped::fp16;
 use crate::tile::Panels;
 use form::Form;
 
@@ -20,7 +26,7 @@ use form::Form;
 ///
 /// In fp16 what is kept is a power of two smaller, and every head of a panel of keys ends with the exponents of these powers as fp16: those
 /// of the keys, for each group of dimensions, then those of the values. The words of values are finite, so that zero times what nobody
-/// sees is zero.
+/// sees is zero. In int8 the keys have scales in f32 instead, and words hold four dimensions of a key, or two of the values of two positions.
 #[derive(Clone, Debug)]
 pub struct KeyValueCache {
     form: Form,
@@ -147,6 +153,12 @@ impl KeyValueCache {
         self.form.head_words
     }
 
+    /// Words of a row of the values of one head.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    pub(crate) fn value_words(&self) -> usize {
+        self.form.value_words()
+    }
+
     /// Dimensions of a head with the zeros that fill its last panel.
     pub(crate) fn padded_dimension(&self) -> usize {
         self.form.padded_dimension
@@ -162,15 +174,15 @@ impl KeyValueCache {
     /// The exponents of the values of one head, as fp16: those of the first panel, and how far the next are.
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn value_exponents(&self, head: usize) -> (&[u32], usize) {
-        let start = (head + 1) * self.form.head_words - self.form.format.words(self.form.columns);
+        let start = (head + 1) * self.form.head_words - self.form.columns / fp16::ELEMENTS;
         (&self.keys.words()[start..], self.form.panel_words())
     }
 
     /// The values of one head from `position` on, the first of a word.
     pub(crate) fn values(&self, head: usize, position: usize) -> Panels<'_> {
         let depth_stride = self.form.row_words();
-        let row = position / self.form.format.elements() * depth_stride;
-        let data = &self.values.words()[row + head * self.form.padded_dimension..];
-        Panels { data, stride: self.form.columns, depth_stride, next: &[] }
+        let row = position / self.form.row_positions * depth_stride;
+        let data = &self.values.words()[row + head * self.form.value_words()..];
+        Panels { data, stride: self.form.columns / self.form.value_elements, depth_stride, next: &[] }
     }
 }

@@ -1,6 +1,8 @@
 //! Places of new keys and values.
 
-use super::form::{CacheFormat, Form};
+use super::form::{CacheFormat, Form, Layout};
+#[cfg(target_arch = "x86_64")]
+use super::int8;
 #[cfg(target_arch = "x86_64")]
 use crate::grouped::{GROUP, fp16};
 use crate::tile::bfloat16;
@@ -31,8 +33,10 @@ impl NewPositions<'_> {
                 row[heads.key_start(0)..].split_at(heads.value_start(0) - heads.key_start(0));
             match self.form.layout {
                 #[cfg(target_arch = "x86_64")]
-                super::form::Layout::Fp16 => self.write_fp16(self.first + i, keys, values),
-                _ => self.write_plain(self.first + i, keys, values),
+                Layout::Fp16 => self.write_fp16(self.first + i, keys, values),
+                #[cfg(target_arch = "x86_64")]
+                Layout::Int8 => self.write_int8(self.first + i, keys, values),
+                Layout::F32 | Layout::Bf16 => self.write_plain(self.first + i, keys, values),
             }
         }
     }
@@ -45,7 +49,8 @@ impl NewPositions<'_> {
         // Heads that leave no gap are written as one.
         let keys_at_once = if d.is_multiple_of(format.elements()) { elements } else { d };
         let values_at_once = if padded == d { elements } else { d };
-        let to_keys = self.keys[position..].chunks_mut(format.words(keys_at_once) * width);
+        let words_of = |keys: usize| keys.div_ceil(format.elements());
+        let to_keys = self.keys[position..].chunks_mut(words_of(keys_at_once) * width);
         let row = position / format.elements() * row_words;
         let to_values = self.values[row..].chunks_mut(values_at_once.next_multiple_of(width));
         for (keys, to) in keys.chunks_exact(keys_at_once).zip(to_keys) {
@@ -53,13 +58,11 @@ impl NewPositions<'_> {
             match format {
                 CacheFormat::F32 => to.zip(keys).for_each(|(to, key)| *to = key.to_bits()),
                 // Rounded side by side first: they lie apart where they go.
-                CacheFormat::Bf16 => {
+                _ => {
                     for keys in keys.chunks(2 * ROUNDED) {
                         let mut words = [0; ROUNDED];
                         bfloat16::set_pairs(isa, keys, &mut words);
-                        to.by_ref()
-                            .zip(&words[..format.words(keys.len())])
-                            .for_each(|(to, word)| *to = *word);
+                        to.by_ref().zip(&words[..words_of(keys.len())]).for_each(|(to, word)| *to = *word);
                     }
                 }
             }
@@ -68,19 +71,19 @@ impl NewPositions<'_> {
             let to = &mut to[..values_at_once];
             match format {
                 CacheFormat::F32 => to.iter_mut().zip(values).for_each(|(to, value)| *to = value.to_bits()),
-                CacheFormat::Bf16 => bfloat16::set_halves(isa, values, position % 2 == 1, to),
+                _ => bfloat16::set_halves(isa, values, position % 2 == 1, to),
             }
         }
     }
 
     #[cfg(target_arch = "x86_64")]
     fn write_fp16(&mut self, position: usize, keys: &[f32], values: &[f32]) {
-        let Form { isa, columns, head_words, padded_dimension: padded, .. } = self.form;
+        let Form { isa, columns, key_words, head_words, padded_dimension: padded, .. } = self.form;
         let (d, row) = (self.form.heads.dimension, position / fp16::ELEMENTS * self.form.row_words());
-        let (words, vector) = (self.form.format.words(d) * columns, columns / fp16::ELEMENTS);
+        let vector = columns / fp16::ELEMENTS;
         // Not chunks of heads: their number takes a division each, which a single position feels.
         for head in 0..self.form.heads.key_value_heads {
-            let (words, exponents) = self.keys[head * head_words..][..head_words].split_at_mut(words);
+            let (words, exponents) = self.keys[head * head_words..][..head_words].split_at_mut(key_words);
             let mut set = |group: usize, exponent| {
                 set_half(&mut exponents[group * vector..][..vector], position, exponent);
             };
@@ -92,6 +95,24 @@ impl NewPositions<'_> {
             let row = &mut self.values[row + head * padded..][..d];
             let exponent = fp16::set_halves(isa, &values[head * d..][..d], position % 2 == 1, row);
             set(d.div_ceil(GROUP), exponent);
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn write_int8(&mut self, position: usize, keys: &[f32], values: &[f32]) {
+        let Form { isa, columns, key_words, head_words, .. } = self.form;
+        let (d, of_head) = (self.form.heads.dimension, self.form.value_words());
+        let row = position / self.form.row_positions * self.form.row_words();
+        for head in 0..self.form.heads.key_value_heads {
+            let (words, scales) = self.keys[head * head_words..][..head_words].split_at_mut(key_words);
+            for (group, keys) in keys[head * d..][..d].chunks(GROUP).enumerate() {
+                let words = &mut words[group * GROUP / int8::ELEMENTS * columns..];
+                let scale = int8::set_column(isa, keys, columns, position, words);
+                scales[group * columns + position] = scale.to_bits();
+            }
+            let row = &mut self.values[row + head * of_head..][..of_head];
+            let exponent = int8::set_values(isa, &values[head * d..][..d], position % 2 == 1, row);
+            set_half(&mut scales[d.div_ceil(GROUP) * columns..], position, exponent);
         }
     }
 }

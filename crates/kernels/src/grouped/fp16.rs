@@ -45,14 +45,14 @@ fn round(values: &[f32], words: &mut [u32]) -> f32 {
 
 /// The mask of the first of sixteen elements.
 #[inline(always)]
-fn first(count: usize) -> u16 {
+pub(crate) fn first(count: usize) -> u16 {
     u16::MAX >> (16 - count)
 }
 
 /// The bits of the largest magnitude; of one that is not a number, if there is one.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn largest(values: &[f32]) -> u32 {
+pub(crate) fn largest(values: &[f32]) -> u32 {
     let mut largest = _mm512_setzero_si512();
     let mut take = |values: __m512| {
         // Without their signs, numbers are ordered as the integers of their bits, and what is none is above them.
@@ -177,9 +177,19 @@ pub(crate) const VALUES_BELOW: i16 = 2;
 const MINUS_INFINITY: u16 = 0xfc00;
 const NOT_A_NUMBER: u16 = 0x7e00;
 
+/// The power of two that brings a magnitude, given by its bits, from below two to the power of `below`, and the same as fp16: not a number where
+/// the magnitude is none or infinite, and minus infinity where it is zero, since what that is multiplied into takes no room from others.
+pub(crate) fn exponent_below(largest: u32, below: i16) -> (i16, u16) {
+    let power = (largest >> 23) as i16 - 126 - below;
+    match largest {
+        0 => (power, MINUS_INFINITY),
+        _ if largest < f32::INFINITY.to_bits() => (power, whole(power)),
+        _ => (power, NOT_A_NUMBER),
+    }
+}
+
 /// Rounds values by one power of two for all, and sets one half of a word for each: the first, or the second. Returns, as fp16, the
-/// exponent of the power that undoes it. Where one of the values is not finite the halves are zero, and the exponent is not a number;
-/// where all are zero it is minus infinity: what it is multiplied into then takes no room from others.
+/// exponent of the power that undoes it ([`exponent_below`]). Where one of the values is not finite the halves are zero.
 ///
 /// # Panics
 /// Where the CPU lacks the instructions.
@@ -187,14 +197,13 @@ pub(crate) fn set_halves(isa: Isa, values: &[f32], second: bool, words: &mut [u3
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
     fn set(values: &[f32], second: bool, words: &mut [u32]) -> u16 {
         let largest = largest(values);
-        let finite = largest < f32::INFINITY.to_bits();
-        let exponent = (largest >> 23) as i16 - 126 - VALUES_BELOW;
-        let down = _mm512_set1_ps((-exponent).into());
+        let (power, exponent) = exponent_below(largest, VALUES_BELOW);
+        let down = _mm512_set1_ps((-power).into());
         let keep = _mm512_set1_epi32(if second { 0xffff } else { 0 });
         let shift = _mm_cvtsi32_si128(if second { 16 } else { 0 });
         for (values, words) in values.chunks(16).zip(words.chunks_mut(16)) {
             let mask = first(values.len());
-            let taken = if finite { mask } else { 0 };
+            let taken = if largest < f32::INFINITY.to_bits() { mask } else { 0 };
             // SAFETY: loads and stores are of the elements that the masks stand for: a chunk of words has as many.
             unsafe {
                 let scaled =
@@ -205,11 +214,7 @@ pub(crate) fn set_halves(isa: Isa, values: &[f32], second: bool, words: &mut [u3
                 _mm512_mask_storeu_epi32(words.as_mut_ptr().cast(), mask, _mm512_or_si512(others, halves));
             }
         }
-        match largest {
-            0 => MINUS_INFINITY,
-            _ if finite => whole(exponent),
-            _ => NOT_A_NUMBER,
-        }
+        exponent
     }
     assert!(Fp16::usable(isa) && words.len() == values.len());
     // SAFETY: checked right before.
@@ -280,19 +285,34 @@ pub(crate) fn widen(vector: __m512h) -> [__m512; 2] {
 }
 
 // Of twelve rows' 24 sums the compiler keeps some in memory, which costs more than half of the speed.
-family! {
-    Fp16, fp16, usable Isa::has_avx512_fp16, features "avx512f,avx512bw,avx512dq,avx512vl,avx512fp16",
-    2 elements a word,
-    vectors of 16: _mm512_setzero_ps(), _mm512_loadu_ps, _mm512_storeu_ps,
-        |from: *const u32| _mm512_castsi512_ph(_mm512_set1_epi32(from.read() as i32)),
-        |from: *const u32| _mm512_castsi512_ph(_mm512_loadu_si512(from.cast())),
-        |from: *const u32| _mm512_castsi512_ph(_mm512_set1_epi32(from.read() as i32)),
-        |sum, x, right| _mm512_fmadd_ph(x, right, sum),
-        |sums| widen(join(sums)),
-        |total, sum, x: f32, scales| _mm512_fmadd_ps(sum, _mm512_mul_ps(_mm512_set1_ps(x), scales), total);
-    11 rows, side by side (4 for 1, 2 for 2 | 3, 1 for _);
-    1 x 1, 1 x 2, 1 x 4, 2 x 1, 2 x 2, 3 x 1, 3 x 2, 4 x 1, 5 x 1, 6 x 1, 7 x 1, 8 x 1, 9 x 1, 10 x 1, 11 x 1
+macro_rules! family_of_fp16 {
+    ($family:ident, $function:ident, vectors in $words:literal words by $right:expr) => {
+        family! {
+            $family, $function, usable Isa::has_avx512_fp16,
+            features "avx512f,avx512bw,avx512dq,avx512vl,avx512fp16",
+            2 elements a word,
+            vectors of 16 in $words words: _mm512_setzero_ps(), _mm512_loadu_ps, _mm512_storeu_ps,
+                |from: *const u32| _mm512_castsi512_ph(_mm512_set1_epi32(from.read() as i32)),
+                $right,
+                |from: *const u32| _mm512_castsi512_ph(_mm512_set1_epi32(from.read() as i32)),
+                |sum, x, right| _mm512_fmadd_ph(x, right, sum),
+                |sums| widen(join(sums)),
+                |total, sum, x: f32, scales| {
+                    _mm512_fmadd_ps(sum, _mm512_mul_ps(_mm512_set1_ps(x), scales), total)
+                };
+            11 rows, side by side (4 for 1, 2 for 2 | 3, 1 for _);
+            1 x 1, 1 x 2, 1 x 4, 2 x 1, 2 x 2, 3 x 1, 3 x 2, 4 x 1, 5 x 1, 6 x 1, 7 x 1, 8 x 1, 9 x 1, 10 x 1, 11 x 1
+        }
+    };
 }
+
+family_of_fp16!(Fp16, fp16, vectors in 16 words by |from: *const u32| {
+    _mm512_castsi512_ph(_mm512_loadu_si512(from.cast()))
+});
+// Panels of bytes, which become fp16 on their way.
+family_of_fp16!(Fp16OfBytes, fp16_of_bytes, vectors in 8 words by |from: *const u32| {
+    _mm512_cvtepi16_ph(_mm512_cvtepi8_epi16(_mm256_loadu_si256(from.cast())))
+});
 
 #[cfg(test)]
 mod tests {

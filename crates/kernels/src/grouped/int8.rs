@@ -21,23 +21,24 @@ const LARGEST: f32 = 127.0;
 /// Elements of a word.
 pub(crate) const ELEMENTS: usize = 4;
 
+/// The scale of values of which the largest magnitude is given, and its inverse. It is not a number where that is none or infinite, so that it
+/// shows in every result.
 #[inline(always)]
-fn inverse_of(scale: f32) -> f32 {
+pub(crate) fn scale(largest: f32) -> (f32, f32) {
+    let scale = if largest < f32::INFINITY { largest / LARGEST } else { f32::NAN };
     // The inverse of a subnormal number may be infinite; what is that small counts as zero.
-    if scale >= f32::MIN_POSITIVE { 1.0 / scale } else { 0.0 }
+    (scale, if scale >= f32::MIN_POSITIVE { 1.0 / scale } else { 0.0 })
 }
 
 /// 1.5·2²³: a small number added to it is rounded to an integer, ties to even, in the low bits.
 const ROUND: f32 = 12_582_912.0;
 
-/// Rounds a group to bytes, four in a word. Returns its scale, which is not a number where one of the values is none or
-/// infinite, so that it shows in every result; and the sum of the bytes.
+/// Rounds a group to bytes, four in a word. Returns its scale and the sum of the bytes.
 #[inline(always)]
 fn round(values: &[f32; GROUP], words: &mut [u32; GROUP_STEPS]) -> (f32, i32) {
     // Without their signs, numbers are ordered as the integers of their bits, and what is none is above them.
     let largest = f32::from_bits(values.iter().fold(0, |largest, value| largest.max(value.abs().to_bits())));
-    let scale = if largest < f32::INFINITY { largest / LARGEST } else { f32::NAN };
-    let inverse = inverse_of(scale);
+    let (scale, inverse) = scale(largest);
     let (mut bytes, mut total) = ([0; GROUP], 0i32);
     for (byte, value) in bytes.iter_mut().zip(values) {
         let rounded = (value * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits());
@@ -138,7 +139,7 @@ type Four = [f32; 4];
 family! {
     Portable, portable, usable |_: Isa| true,
     4 elements a word,
-    vectors of 4: [0.0f32; 4],
+    vectors of 4 in 4 words: [0.0f32; 4],
         |from: *const f32| from.cast::<Four>().read_unaligned(),
         |to: *mut f32, four: Four| to.cast::<Four>().write_unaligned(four),
         |from: *const u32| [from.read() as i32; 4],
@@ -161,7 +162,7 @@ family! {
     #[cfg(target_arch = "x86_64")]
     Avx2, avx2, usable |isa: Isa| isa.level() >= Level::Avx2, features "avx2,fma",
     4 elements a word,
-    vectors of 8: _mm256_setzero_ps(), _mm256_loadu_ps, _mm256_storeu_ps,
+    vectors of 8 in 8 words: _mm256_setzero_ps(), _mm256_loadu_ps, _mm256_storeu_ps,
         |from: *const u32| _mm256_set1_epi32(from.read() as i32),
         |from: *const u32| {
             let words = _mm256_loadu_si256(from.cast());
@@ -187,7 +188,7 @@ family! {
     #[cfg(target_arch = "x86_64")]
     AvxVnni, avx_vnni, usable Isa::has_avx_vnni, features "avx2,fma,avxvnni",
     4 elements a word,
-    vectors of 8: _mm256_setzero_ps(), _mm256_loadu_ps, _mm256_storeu_ps,
+    vectors of 8 in 8 words: _mm256_setzero_ps(), _mm256_loadu_ps, _mm256_storeu_ps,
         |from: *const u32| _mm256_set1_epi32(from.read() as i32),
         |from: *const u32| _mm256_loadu_si256(from.cast()),
         |from: *const u32| _mm256_set1_epi32(from.read() as i32),
@@ -204,7 +205,7 @@ family! {
     #[cfg(target_arch = "x86_64")]
     Avx512, avx512, usable |isa: Isa| isa.level() >= Level::Avx512, features "avx512f,avx512bw",
     4 elements a word,
-    vectors of 16: _mm512_setzero_ps(), _mm512_loadu_ps, _mm512_storeu_ps,
+    vectors of 16 in 16 words: _mm512_setzero_ps(), _mm512_loadu_ps, _mm512_storeu_ps,
         |from: *const u32| _mm512_set1_epi32(from.read() as i32),
         |from: *const u32| {
             let words = _mm512_loadu_si512(from.cast());
@@ -230,7 +231,7 @@ family! {
     #[cfg(target_arch = "x86_64")]
     Vnni, vnni, usable Isa::has_avx512_vnni, features "avx512f,avx512vnni",
     4 elements a word,
-    vectors of 16: _mm512_setzero_ps(), _mm512_loadu_ps, _mm512_storeu_ps,
+    vectors of 16 in 16 words: _mm512_setzero_ps(), _mm512_loadu_ps, _mm512_storeu_ps,
         |from: *const u32| _mm512_set1_epi32(from.read() as i32),
         |from: *const u32| _mm512_loadu_si512(from.cast()),
         |from: *const u32| _mm512_set1_epi32(from.read() as i32),

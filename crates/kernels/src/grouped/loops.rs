@@ -5,7 +5,7 @@ macro_rules! family {
     (
         $(#[$meta:meta])* $family:ident, $function:ident, usable $usable:expr, $(features $features:literal,)?
         $elements:literal elements a word,
-        vectors of $lanes:literal: $zero:expr, $load:expr, $store:expr, $start:expr, $right:expr, $left:expr, $step:expr,
+        vectors of $lanes:literal in $words:literal words: $zero:expr, $load:expr, $store:expr, $start:expr, $right:expr, $left:expr, $step:expr,
         $joined:expr, $scaled:expr;
         $rows:literal rows, side by side ($($most:literal for $few:pat),+);
         $($shape_rows:literal x $shape_panels:literal),+
@@ -18,6 +18,7 @@ macro_rules! family {
             const ROWS: usize = $rows;
             const COLUMNS: usize = 2 * $lanes;
             const ELEMENTS: usize = $elements;
+            const STEP_WORDS: usize = 2 * $words;
 
             fn usable(isa: Isa) -> bool {
                 $usable(isa)
@@ -94,7 +95,7 @@ macro_rules! family {
                         let mut vectors = [[$right(b); 2]; PANELS];
                         for panel in 0..PANELS {
                             let b = b.add(panel * right_stride);
-                            vectors[panel] = [$right(b), $right(b.add($lanes))];
+                            vectors[panel] = [$right(b), $right(b.add($words))];
                         }
                         for row in 0..ROWS {
                             let mut x = $left(a.add(row * left_stride));

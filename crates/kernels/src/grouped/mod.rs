@@ -56,8 +56,10 @@ pub(crate) trait Family {
     const ROWS: usize;
     /// Columns of a panel.
     const COLUMNS: usize;
-    /// Elements of a word.
+    /// Elements of a word of inputs.
     const ELEMENTS: usize;
+    /// Words of a step of a panel.
+    const STEP_WORDS: usize;
 
     /// Whether this process can use them.
     fn usable(isa: Isa) -> bool;
@@ -157,12 +159,15 @@ pub(crate) fn multiply<F: Family>(
     let none: &[u32] = &[];
     let (words, right_stride, right_step, scales, scales_stride, next) = match b {
         Right::Scaled { words, stride, next } => {
-            assert!(words.len() >= (panels - 1) * stride + (steps + groups) * F::COLUMNS);
+            assert!(
+                F::STEP_WORDS == F::COLUMNS
+                    && words.len() >= (panels - 1) * stride + (steps + groups) * F::COLUMNS
+            );
             (&words[F::COLUMNS..], stride, F::COLUMNS, words.as_ptr().cast(), stride, next)
         }
         Right::Plain { words, stride, step } => {
             assert!(groups <= 1 && F::COLUMNS <= ONES.len());
-            assert!(words.len() >= (panels - 1) * stride + steps.saturating_sub(1) * step + F::COLUMNS);
+            assert!(words.len() >= (panels - 1) * stride + steps.saturating_sub(1) * step + F::STEP_WORDS);
             (words, stride, step, ONES.as_ptr(), 0, none)
         }
     };

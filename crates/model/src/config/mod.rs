@@ -12,7 +12,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::mixers::{self, AnyMixer, CacheFormat, Letter, Mixing, UNBOUNDED};
-use crate::{WeightFormat, names::Names};
+use crate::names::Names;
 
 /// The shape of a decoder: everything needed to compute it but the weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -103,9 +103,8 @@ impl Config {
         mixers::of(self)
     }
 
-    /// Bytes of a sequence's state after `length` tokens, beside weights in `format`.
-    pub fn state_bytes(&self, length: usize, format: WeightFormat) -> usize {
-        let format = CacheFormat::beside(format);
+    /// Bytes of a sequence's state after `length` tokens, with keys and values in `format`.
+    pub fn state_bytes(&self, length: usize, format: CacheFormat) -> usize {
         self.mixers().iter().map(|mixer| mixer.state_bytes(length, format)).sum()
     }
 

@@ -166,7 +166,7 @@ impl Inference {
         head: PackedWeight,
     ) -> Inference {
         let empty = {
-            let format = CacheFormat::beside(head.format());
+            let format = CacheFormat::beside(head.format(), head.isa());
             mixers.iter().map(|mixer| mixer.new_state(head.isa(), format)).collect()
         };
         let context = mixers.iter().map(|mixer| mixer.context()).min().unwrap_or(config.max_positions);
@@ -259,7 +259,7 @@ impl Inference {
 
     /// Bytes of a sequence's state after `length` tokens, about.
     pub fn state_bytes(&self, length: usize) -> usize {
-        let format = CacheFormat::beside(self.head.format());
+        let format = CacheFormat::beside(self.head.format(), self.head.isa());
         self.mixers.iter().map(|mixer| mixer.state_bytes(length, format)).sum()
     }
 

@@ -3,6 +3,7 @@
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use serde_json::json;
+use strata_model::mixers::CacheFormat;
 use strata_model::{Config, Lineage};
 
 use super::{print_json, print_line};
@@ -102,7 +103,8 @@ fn show(model: &str, json: bool, place: &Place) -> Result<()> {
         config.vocab_size,
         config.context()
     ))?;
-    let state = config.state_bytes(config.max_positions, DEFAULT_WEIGHTS.format());
+    let format = CacheFormat::beside(DEFAULT_WEIGHTS.format(), place.machine.cpu.isa());
+    let state = config.state_bytes(config.max_positions, format);
     print_line(&format!(
         "mixer       {}; a sequence of {} tokens holds {} KB",
         config.mixing.name(config.layers),

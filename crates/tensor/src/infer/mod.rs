@@ -150,7 +150,8 @@ mod tests {
         for (heads, key_value_heads, dimension) in [(4, 2, 16), (6, 6, 32), (1, 1, 40)] {
             let heads = Heads { heads, key_value_heads, dimension };
             let (row, query_row) = (heads.row(), heads.query_row());
-            for format in [CacheFormat::F32, CacheFormat::Bf16] {
+            let formats = [CacheFormat::F32, CacheFormat::Bf16, CacheFormat::Int8];
+            for format in formats.into_iter().filter(|format| format.usable(isa)) {
                 // Tokens before, new ones, and of how many results are wanted.
                 let run = |threads: usize, sequences: &[(usize, usize, usize)]| {
                     let cpu = Cpu::new(isa, threads).unwrap();

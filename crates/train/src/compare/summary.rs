@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use strata_data::RecallTask;
-use strata_model::WeightFormat;
+use strata_model::mixers::CacheFormat;
 
 use super::files::Comparison;
 use super::plan::Plan;
@@ -180,7 +180,7 @@ pub fn summary(comparison: &Comparison) -> Result<Summary, TrainError> {
             });
             Some((multiple, Spread::of(values.collect())?))
         };
-        let state_bytes = |length| entry.model.state_bytes(length, WeightFormat::Bf16);
+        let state_bytes = |length| entry.model.state_bytes(length, CacheFormat::Bf16);
         let trained = plan.request.sequence;
         let tokens = entry.recipe.budget.tokens.unwrap_or(0);
         all.rows.push(Row {

@@ -6,6 +6,7 @@ use std::sync::Mutex;
 
 use strata_data::shards::HELD_OUT_FILE;
 use strata_data::{RecallTask, Shard};
+use strata_model::mixers::CacheFormat;
 use strata_model::weights::{read_tensors, write_weights};
 use strata_model::{Decoder, Inference, Input, Wanted, WeightFormat};
 
@@ -202,7 +203,7 @@ const STREAM_PIECE: usize = 250;
 /// Reads a long stream where the state does not grow with its length, and measures the memory.
 fn stream(entry: &Entry, machine: &Machine, memory: &dyn Fn() -> Option<u64>) -> Result<Memory, TrainError> {
     let trained = entry.model.max_positions;
-    let state_bytes = |length| entry.model.state_bytes(length, WeightFormat::Bf16);
+    let state_bytes = |length| entry.model.state_bytes(length, CacheFormat::Bf16);
     let grown = state_bytes(9 * trained) - state_bytes(8 * trained);
     let mut result = Memory {
         mixer: entry.mixer.clone(),

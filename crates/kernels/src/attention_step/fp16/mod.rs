@@ -1,5 +1,5 @@
-//! Attention in arithmetic of fp16, from products with queries to sums of values; keys, values and weights have powers of two to
-//! themselves.
+//! Attention in arithmetic of fp16, from scores to sums of values, with powers of two for values and weights. Keys and values are in fp16
+//! too ([`Halves`]), or in int8 ([`Bytes`]).
 //!
 //! Rows of a tile are multiplied with all that the last of them sees: what a row does not see has the weight zero, and the words
 //! of values are finite. So a row's sums have the same bits in any tile. Keys need not be finite: one that is not spoils the scores
@@ -12,16 +12,20 @@ use crate::grouped::{self, Family, GROUP, Left, Right, Shape, multiply};
 use crate::projection::{columns, tiles};
 use crate::tile::{Panels, power_of_two_up_to};
 use crate::{BlockMut, Store};
-use scores::{Keys, prepare_queries};
+pub(super) use bytes::Bytes;
+pub(super) use halves::Halves;
+use scores::{Held, Keys};
 use std::ops::Range;
 use vector::VECTOR;
 use weights::weigh;
 
+mod bytes;
+mod halves;
 mod scores;
 mod vector;
 mod weights;
 
-pub(super) fn block(
+pub(super) fn block<H: Held>(
     cache: &KeyValueCache,
     part: Part,
     qkv: &[f32],
@@ -37,15 +41,15 @@ pub(super) fn block(
     let queries = queries.at_least(all * d);
     // Scores count powers of two.
     part.queries(heads, heads.scale() * std::f32::consts::LOG2_E, qkv, queries);
-    let row_words = grouped::row_words(d, ELEMENTS);
+    let row_words = grouped::row_words(d, H::ELEMENTS);
     let prepared = left.words_at_least(all * row_words);
-    prepare_queries(isa, d, queries, prepared);
+    H::prepare_queries(isa, d, queries, prepared);
 
     let panels = seen(count - 1).div_ceil(columns);
     let width = panels * VECTOR;
     let scores = scores.words_at_least(all * width);
     let together = Together::of(count, part.heads.len());
-    let steps = d.div_ceil(ELEMENTS);
+    let steps = d.div_ceil(H::ELEMENTS);
     // Panels of which somebody sees the second half.
     let whole = (seen(count - 1) + columns / 2 - 1) / columns;
     for side in together.heads(part.heads.len()) {
@@ -55,17 +59,17 @@ pub(super) fn block(
             let stride = together.stride(stride, cache.head_words());
             let half = panel == whole;
             let next = if half { 1 } else { together.panels(whole - panel) };
-            for (group, start) in (0..steps).step_by(GROUP / ELEMENTS).enumerate() {
-                let depth = (steps - start).min(GROUP / ELEMENTS);
-                let exponents = (steps - start) * columns + group * VECTOR;
-                let keys = Keys { words: &data[start * columns..], stride, exponents, half };
+            for (group, start) in (0..steps).step_by(GROUP / H::ELEMENTS).enumerate() {
+                let depth = (steps - start).min(GROUP / H::ELEMENTS);
+                let scales = (steps - start) * columns + group * H::SCALE_WORDS;
+                let keys = Keys { words: &data[start * columns..], stride, scales, half };
                 let store = if group == 0 { Store::Overwrite } else { Store::Accumulate };
                 for tile in tiles(Fp16::ROWS, count) {
                     let row = side.start * count + tile.start;
                     let words = &prepared[row * row_words + start..];
                     let left = Left { words, ends: steps - start + 2 * group, stride: row_words };
                     let (shape, corner) = (together.shape(&tile, &side, next), (row, panel));
-                    scores::multiply(isa, (shape, depth), left, keys, (scores, width), corner, store);
+                    scores::multiply::<H>(isa, (shape, depth), left, keys, (scores, width), corner, store);
                 }
             }
             panel += next;
@@ -77,7 +81,14 @@ pub(super) fn block(
     let (row_words, padded) = (grouped::row_words(panels * columns, ELEMENTS), cache.padded_dimension());
     let weights = left.words_at_least(all * row_words);
     let exponents = |head| cache.value_exponents(part.heads.start + head);
-    weigh(isa, (scores, width), &visible[..count], exponents, weights, &mut inverses[..all]);
+    weigh(
+        isa,
+        (scores, width),
+        &visible[..count],
+        (exponents, H::VALUES_BELOW),
+        weights,
+        &mut inverses[..all],
+    );
 
     let sums = sums.at_least(all * padded);
     let mut place = BlockMut::new(sums, padded);
@@ -88,18 +99,18 @@ pub(super) fn block(
             let store = if group == 0 { Store::Overwrite } else { Store::Accumulate };
             let Panels { data, stride, depth_stride: step, .. } =
                 cache.values(part.heads.start + side.start, group * GROUP);
-            let stride = together.stride(stride, padded);
+            let (panel_words, stride) = (stride, together.stride(stride, cache.value_words()));
             for tile in tiles(Fp16::ROWS, count) {
                 let positions = seen(tile.end - 1).saturating_sub(group * GROUP).min(GROUP);
                 let row = side.start * count + tile.start;
                 let left = Left { words: &weights[row * row_words + first..], ends, stride: row_words };
                 let mut panel = 0;
                 while panel < padded / columns && positions > 0 {
-                    let values = Right::Plain { words: &data[panel * columns..], stride, step };
+                    let values = Right::Plain { words: &data[panel * panel_words..], stride, step };
                     let next = together.panels(padded / columns - panel);
                     let (shape, corner) = (together.shape(&tile, &side, next), (row, panel * columns));
                     let depth = positions.div_ceil(ELEMENTS);
-                    multiply::<Fp16>(isa, (shape, depth), left, values, &mut place, corner, store);
+                    multiply::<H::Values>(isa, (shape, depth), left, values, &mut place, corner, store);
                     panel += next;
                 }
             }

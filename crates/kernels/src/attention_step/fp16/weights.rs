@@ -3,7 +3,7 @@
 use super::scores::LOWEST;
 use super::vector::{VECTOR, all, greater, keep, load, reduce_max, store};
 use crate::Isa;
-use crate::grouped::fp16::{ELEMENTS, Fp16, VALUES_BELOW, widen};
+use crate::grouped::fp16::{ELEMENTS, Fp16, widen};
 use crate::grouped::{self, Family, GROUP};
 use crate::tile::power_of_two_up_to;
 use std::arch::x86_64::*;
@@ -12,13 +12,15 @@ use std::arch::x86_64::*;
 const LANES: usize = Fp16::COLUMNS;
 const PER_GROUP: usize = GROUP / LANES;
 
-/// A row's weights times the scales of their values are scaled to at most 2^`TOP`, or half as much again, so that 128 products
-/// with values add up to less than what fp16 holds. What is 2^-20 of the largest still has its eleven bits.
-const TOP: i16 = 8 - VALUES_BELOW;
+/// A row's weights times the scales of their values are scaled to at most 1.5 · 2^(`TOP` - `values_below`),
+/// so that 128 products with values add up to less than what fp16 holds. Beside values below 2^2 what is 2^-20 of the largest still has
+/// its eleven bits, beside those below 2^7 what is 2^-15.
+const TOP: i16 = 8;
 
 /// Rows of scores, `width` words apart and used up, become weights: `2^(score - largest)` times the scale of the position's values,
 /// where it is visible, else zero. Their sums, without the scales, become `inverses`, one over each. Every head has a row for each of
-/// `visible`; `exponents` are those of its values' scales: of the first panel, and how far the next are.
+/// `visible`; `exponents` are those of its values' scales: of the first panel, and how far the next are. The values themselves are at most two
+/// to the power of `values_below`.
 ///
 /// # Panics
 /// Where the CPU lacks the instructions or the lengths do not fit together.
@@ -26,7 +28,7 @@ pub(super) fn weigh<'a>(
     isa: Isa,
     (scores, width): (&mut [u32], usize),
     visible: &[usize],
-    exponents: impl Fn(usize) -> (&'a [u32], usize),
+    (exponents, values_below): (impl Fn(usize) -> (&'a [u32], usize), i16),
     words: &mut [u32],
     inverses: &mut [f32],
 ) {
@@ -58,6 +60,7 @@ pub(super) fn weigh<'a>(
             row_words,
             exponents: [exponents(head, last); MOST],
             exponents_stride: stride,
+            top: TOP - values_below,
             last,
             visible: [0; MOST],
         };
@@ -93,6 +96,8 @@ struct Side {
     /// The exponents of every row, and how far those of the next panel are.
     exponents: [*const u32; MOST],
     exponents_stride: usize,
+    /// The exponent of the largest weights times scales.
+    top: i16,
     /// The last vector that they see, and what each of them sees of it.
     last: usize,
     visible: [u32; MOST],
@@ -105,7 +110,7 @@ struct Side {
 #[allow(clippy::needless_range_loop, reason = "the indices are those of registers")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512fp16")]
 unsafe fn weigh_side<const ROWS: usize>(side: &Side, inverses: &mut [f32]) {
-    let &Side { width, row_words, exponents_stride, last, .. } = side;
+    let &Side { width, row_words, exponents_stride, top, last, .. } = side;
     // SAFETY: see the caller's contract.
     let scores = |row: usize, at: usize| unsafe { load(side.scores.add(row * width + at * VECTOR)) };
     // SAFETY: as above.
@@ -138,9 +143,9 @@ unsafe fn weigh_side<const ROWS: usize>(side: &Side, inverses: &mut [f32]) {
     for row in 0..ROWS {
         let most = _mm512_mask_max_ph(up[row], side.visible[row], scaled(row, last), up[row]);
         // Below that f32 has no scale.
-        let most = greater(round(reduce_max(most)), all(TOP - 126));
-        up[row] = _mm512_sub_ph(all(TOP), most);
-        let [down, _] = widen(_mm512_sub_ph(most, all(TOP)));
+        let most = greater(round(reduce_max(most)), all(top - 126));
+        up[row] = _mm512_sub_ph(all(top), most);
+        let [down, _] = widen(_mm512_sub_ph(most, all(top)));
         let scale = _mm512_cvtss_f32(_mm512_scalef_ps(_mm512_set1_ps(1.0), down)).to_bits();
         for group in 0..(width / VECTOR).div_ceil(PER_GROUP) {
             // SAFETY: a scale and a zero for each group follow the weights.
