@@ -493,7 +493,7 @@ test("an answer that was stopped at the most tokens says so", async () => {
   const page = await openPage();
   await ready(page);
   await ask(page, "length");
-  assert.match(await page.locator(".facts").textContent(), /stopped at the most tokens/);
+  assert.match(await page.locator(".facts").textContent(), /cut off at the token limit/);
 });
 
 test("without models the page explains how to make one, and finds it when it is there", async () => {
@@ -708,4 +708,110 @@ test("headings, names and contrast are in order", async () => {
     });
     assert.deepEqual(poor, [], colorScheme);
   }
+});
+
+test("the link to the message field leads there, and not out of the conversation", async () => {
+  const page = await openPage();
+  await ready(page);
+  await ask(page, "Hello");
+  await page.locator(".skip").focus();
+  await page.keyboard.press("Enter");
+  await page.waitForFunction(() => document.activeElement.id === "input");
+  assert.match(page.url(), /#c=/);
+  assert.equal(await messages(page).count(), 2);
+});
+
+test("another answer that does not come leaves the one before", async () => {
+  const page = await openPage({ expected: [/Failed to load resource/] });
+  await ready(page);
+  await ask(page, "Hello");
+  const before = await answers(page).innerText();
+  await page.route("**/v1/chat/completions", (route) => route.abort());
+  await page.getByRole("button", { name: "Answer again" }).click();
+  await page.getByText("the one before stays").waitFor();
+  assert.equal(await answers(page).innerText(), before);
+  await page.reload();
+  await ready(page);
+  assert.equal(await answers(page).innerText(), before);
+});
+
+test("while one tab writes, another neither calls it cut off nor loses what is asked there", async () => {
+  const page = await openPage();
+  await ready(page);
+  await input(page).fill("slow");
+  await input(page).press("Enter");
+  await page.locator(".answer[data-state=writing]").waitFor();
+  const other = await page.context().newPage();
+  await page.waitForFunction(() => Object.values({ ...localStorage }).some((kept) => kept.includes('"writing"')));
+  await other.goto(page.url());
+  await ready(other);
+  await other.locator(".answer[data-state=writing]").waitFor();
+  await input(other).fill("A question in the other tab");
+  await input(other).press("Enter");
+  await other.getByText("Another tab is writing").waitFor();
+  await other.waitForTimeout(1500);
+  assert.equal(await input(other).inputValue(), "A question in the other tab");
+  assert.equal(await other.locator(".banner").count(), 0);
+  await stopButton(page).click();
+  await other.locator(".answer[data-state=stopped]").waitFor();
+  await input(other).press("Enter");
+  await other.locator(".answer[data-state=done]").waitFor();
+  assert.deepEqual(await questions(other).allInnerTexts(), ["slow", "A question in the other tab"]);
+});
+
+test("what was typed and not sent outlives other conversations, an example and a reload", async () => {
+  const page = await openPage();
+  await ready(page);
+  await input(page).fill("Half a question");
+  await page.locator(".example").first().click();
+  await page.locator(".answer[data-state=done]").waitFor();
+  assert.equal(await input(page).inputValue(), "Half a question");
+  await page.reload();
+  await ready(page);
+  assert.equal(await input(page).inputValue(), "Half a question");
+  await page.getByRole("button", { name: "New conversation" }).first().click();
+  await input(page).fill("For a new one");
+  await page.locator("#conversations a").first().click();
+  await page.waitForFunction(() => document.getElementById("input").value === "Half a question");
+  await page.getByRole("button", { name: "New conversation" }).first().click();
+  assert.equal(await input(page).inputValue(), "For a new one");
+});
+
+test("a text that is too long is explained, and can be changed", async () => {
+  const page = await openPage({ expected: [/Failed to load resource/] });
+  await ready(page);
+  const error = { message: "messages: it has 604 tokens", code: "context_length_exceeded" };
+  await page.route("**/v1/chat/completions", (route) =>
+    route.fulfill({ status: 400, contentType: "application/json", body: JSON.stringify({ error }) }),
+  );
+  await input(page).fill("A long text");
+  await input(page).press("Enter");
+  await page.getByText("more than the model can read").waitFor();
+  await page.locator(".banner").getByRole("button", { name: "Edit" }).click();
+  assert.equal(await page.locator(".editor textarea").inputValue(), "A long text");
+});
+
+test("a name that is ended by a click elsewhere leaves the focus there", async () => {
+  const page = await openPage();
+  await ready(page);
+  await ask(page, "First");
+  await page.getByRole("button", { name: /^More for/ }).first().click();
+  await page.getByRole("menuitem", { name: "Rename" }).click();
+  await page.keyboard.type("Renamed");
+  await input(page).click();
+  await page.locator("#conversations a", { hasText: "Renamed" }).waitFor();
+  await page.keyboard.type("Hello");
+  assert.equal(await input(page).inputValue(), "Hello");
+});
+
+test("numbers that cannot be used are explained", async () => {
+  const page = await openPage();
+  await ready(page);
+  await ask(page, "Hello");
+  await page.getByRole("button", { name: "Settings" }).click();
+  await page.locator("#max_tokens").fill("3");
+  await page.locator("#max_tokens").fill("0");
+  assert.equal(await page.locator("#max_tokens-problem").innerText(), "Give a whole number from 1 on. Until then 3 counts.");
+  await page.locator("#max_tokens").fill("4");
+  assert.equal(await page.locator("#max_tokens-problem").isVisible(), false);
 });

@@ -227,7 +227,7 @@ def with_other(value: dict, path: tuple, other: object) -> dict:
 
 
 # Where a field is wrong only beside another one, that one may be named.
-BESIDE = {"logprobs": "top_logprobs", "n": "best_of"}
+BESIDE = {"logprobs": "top_logprobs", "n": "best_of", "tool_choice": "response_format"}
 WRONG = [
     None,
     True,
@@ -319,6 +319,16 @@ def test_extreme_numbers_give_answers_with_numbers(server, model, options):
 # ---- too much
 
 
+def test_what_cannot_be_had_together_is_refused(server, model, base):
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+    body = {"model": model, "messages": HELLO, "tools": [tool], "response_format": {"type": "json_object"}}
+    for path in ("/v1/chat/completions", "/v2/chat"):
+        check_error(server.post(path, body), 400, "response_format")
+    assert server.post("/v1/chat/completions", {**body, "tool_choice": "none"}).status_code == 200
+    echo = {"model": base, "prompt": "Once", "echo": True, "logprobs": 1, "max_tokens": 1}
+    check_error(server.post("/v1/completions", echo), 400, "echo")
+
+
 def test_a_prompt_longer_than_the_context_is_refused(server, model):
     long = "word " * 4000
     for path, body, field in (
@@ -340,6 +350,7 @@ def test_a_prompt_of_the_whole_context_but_one_is_continued(server, base):
     answer = server.post("/v1/completions", body)
     assert answer.status_code == 200
     assert answer.json()["usage"]["prompt_tokens"] == context - 1
+    assert answer.json()["usage"]["total_tokens"] == context
     body["prompt"].append(300)
     check_error(server.post("/v1/completions", body), 400, "prompt", "context_length_exceeded")
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
+import subprocess
 
 import httpx
 import openai
@@ -100,6 +102,58 @@ def test_an_answer_that_takes_too_long_ends_in_time(own, base):
     # Whether a machine is slow enough for it or not: nobody waits for longer.
     reasons = {generation["finish_reason"] for generation in first["generations"]}
     assert reasons <= {"COMPLETE", "MAX_TOKENS", "TIMEOUT"}
+
+
+def test_who_gets_nothing_in_time_is_told_so_and_not_answered_with_nothing(own, model):
+    server = own("--timeout", "1", "--batch", "1", "--queue", "1000")
+    body = {"model": model, "messages": HELLO, "max_tokens": 300, "logit_bias": {"300": 100}}
+    paths = ["/v1/chat/completions", "/v2/chat", "/v1/chat"]
+    bodies = [body, {"model": model, "messages": HELLO}, {"model": model, "message": "Hello"}]
+
+    async def ask() -> list[httpx.Response]:
+        limits = httpx.Limits(max_connections=400)
+        async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE, limits=limits) as client:
+            asks = [client.post(path, json=each) for path, each in zip(paths, bodies) for _ in range(120)]
+            stream = client.post(paths[0], json={**body, "stream": True})
+            return await asyncio.gather(*asks, stream)
+
+    *answers, streamed = asyncio.run(ask())
+    late = [answer for answer in answers if answer.status_code == 503]
+    assert all(answer.status_code in (200, 503) for answer in answers)
+    # A machine that answers 360 in a second has nobody to tell.
+    if late:
+        assert all("within the time" in answer.json()["message"] for answer in late)
+        assert server.metric("strata_requests_total", outcome="timeout") >= len(late)
+        assert 'outcome="timeout"' in server.log.read_text()
+    whole = [answer.json() for answer in answers[:120] if answer.status_code == 200]
+    assert all(answer["usage"]["completion_tokens"] > 0 for answer in whole)
+    assert "[DONE]" in streamed.text
+    begun = server.metric("strata_first_token_seconds_count")
+    assert begun <= len(answers) + 1 - len(late)
+
+
+def test_a_line_in_the_log_tells_whose_answer_it_is_and_why_a_request_failed(own, model):
+    server = own()
+    streamed = server.post("/v1/chat/completions", {"model": model, "messages": HELLO, "stream": True})
+    wrong = server.post("/v1/chat/completions", {"model": "nobody", "messages": HELLO})
+    assert streamed.status_code == 200 and wrong.status_code == 404
+    server.wait_idle()
+    lines = server.log.read_text().splitlines()
+    identity = streamed.headers["x-request-id"]
+    assert any(identity in line and "answer" in line and "outcome=" in line for line in lines)
+    assert any("model_not_found" in line and "status=404" in line for line in lines)
+
+
+@pytest.mark.parametrize("flag", ["--batch", "--queue", "--loaded", "--max-tokens", "--timeout", "--body"])
+def test_a_server_that_could_answer_nobody_does_not_start(binary, tmp_path, flag):
+    done = subprocess.run(
+        [binary, "serve", "--port", "0", flag, "0"],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        env={**os.environ, "STRATA_HOME": str(tmp_path)},
+    )
+    assert done.returncode == 2 and f"{flag[2:]}: expected at least 1, found 0" in done.stderr
 
 
 def test_most_tokens_are_what_the_operator_says(own, model):

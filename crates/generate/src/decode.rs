@@ -77,7 +77,9 @@ pub fn generate(
         if prompt.is_empty() || prompt.len() >= context {
             let problem = match prompt.len() {
                 0 => "it has no tokens; give some text".to_string(),
-                count => format!("it has {count} tokens and the model's context is {context}; shorten it"),
+                count => format!(
+                    "it has {count} tokens, and the model's context of {context} must have room for an answer too; shorten it"
+                ),
             };
             return Err(GenerateError::Prompt { index, problem });
         }
@@ -96,7 +98,7 @@ pub fn generate(
             } else {
                 sequence.tokens.push(sequence.next);
                 going &= each(sequence.index, sequence.next);
-                let full = sequence.tokens.len() >= limits.max_tokens || sequence.state.len() >= context;
+                let full = sequence.tokens.len() >= limits.max_tokens || sequence.state.len() + 1 >= context;
                 full.then_some(Finish::Length)
             };
             if let Some(finish) = finish {
@@ -220,8 +222,8 @@ mod tests {
         let limits = Limits { max_tokens: 1000, stop: vec![] };
         let run =
             |prompt: Vec<u32>| generate(&model, &cpu, &[prompt], &limits, Sampling::default(), |_, _| true);
-        // 18 read, two more written into the context, and one that is chosen but never read.
-        assert_eq!(run(vec![1; 18]).unwrap()[0].tokens.len(), 3);
+        assert_eq!(run(vec![1; 18]).unwrap()[0].tokens.len(), 2);
+        assert_eq!(run(vec![1; 19]).unwrap()[0].tokens.len(), 1);
         assert!(matches!(run(vec![1; 20]), Err(GenerateError::Prompt { index: 0, .. })));
         assert!(matches!(run(vec![]), Err(GenerateError::Prompt { .. })));
         assert!(matches!(run(vec![99]), Err(GenerateError::Model(_))));

@@ -195,7 +195,7 @@ impl Catalog {
             tracing::error!(model = name, problem, "a model cannot be loaded");
             ApiError::unavailable(format!("model '{name}' cannot be loaded: {problem}"))
         })?;
-        tracing::info!(model = name, seconds = since.elapsed().as_secs_f32(), "model loaded");
+        tracing::info!(model = name, ms = since.elapsed().as_millis() as u64, "model loaded");
         let model = Arc::new(model);
         let mut loaded = self.lock();
         loaded.insert(name.to_string(), Loaded { model: model.clone(), written, used: Instant::now() });

@@ -111,6 +111,10 @@ impl ApiError {
     }
 }
 
+/// The word for what was wrong, which goes with the answer to where the log is written. The message may repeat the request's text.
+#[derive(Debug, Clone, Copy)]
+pub struct Problem(pub &'static str);
+
 /// The body of every error.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ErrorBody {
@@ -138,6 +142,7 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let body = serde_json::to_vec(&self.body()).unwrap_or_default();
         let mut response = (self.status, [(CONTENT_TYPE, "application/json")], body).into_response();
+        response.extensions_mut().insert(Problem(self.code.unwrap_or(self.kind)));
         if let Some(seconds) = self.retry_after {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
         }

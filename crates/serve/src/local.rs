@@ -101,7 +101,7 @@ impl LocalModel {
         };
         let mut requests = Vec::with_capacity(prompts.len() * ask.count);
         for prompt in prompts {
-            let room = self.context + 1 - prompt.len();
+            let room = self.context - prompt.len();
             let max_tokens = ask.max_tokens.unwrap_or(room).min(room);
             if let Some(shortest) = constraint.as_ref().map(|constraint| constraint.shortest())
                 && shortest > max_tokens
@@ -207,7 +207,7 @@ impl LocalModel {
             match ask.truncate {
                 Truncate::No | Truncate::Turns if !self.base || ask.truncate == Truncate::No => {
                     let problem = format!(
-                        "it has {} tokens and the model's context is {}; shorten it",
+                        "it has {} tokens, and the model's context of {} must have room for an answer too; shorten it",
                         prompt.len(),
                         self.context
                     );

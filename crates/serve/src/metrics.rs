@@ -22,6 +22,8 @@ use crate::catalog::Catalog;
 pub enum Outcome {
     /// It was answered.
     Answered,
+    /// Time was over before an answer was whole.
+    TimedOut,
     /// The client went away first.
     Cancelled,
     /// The server failed.
@@ -35,6 +37,7 @@ impl Outcome {
     pub fn name(self) -> &'static str {
         match self {
             Outcome::Answered => "answered",
+            Outcome::TimedOut => "timeout",
             Outcome::Cancelled => "cancelled",
             Outcome::Failed => "failed",
             Outcome::Refused => "refused",

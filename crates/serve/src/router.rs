@@ -19,7 +19,7 @@ use utoipa_axum::routes;
 use utoipa_swagger_ui::SwaggerUi;
 
 use crate::app::{Client, Shared};
-use crate::error::ApiError;
+use crate::error::{ApiError, Problem};
 use crate::ids::unique;
 use crate::{cohere, openai, studio};
 
@@ -89,6 +89,8 @@ pub fn router(app: Shared) -> Router {
         "/v2/rerank",
         "/v1/classify",
         "/v1/summarize",
+        "/v1/responses",
+        "/v1/moderations",
     ] {
         all = all.route(path, any(not_yet));
     }
@@ -200,7 +202,8 @@ async fn observe(State(app): State<Shared>, request: Request, next: Next) -> Res
     let route = route.as_deref().unwrap_or("other");
     app.metrics.http(route, status);
     let milliseconds = since.elapsed().as_millis() as u64;
-    span.in_scope(|| tracing::info!(%method, route, status, ms = milliseconds, "request"));
+    let problem = response.extensions().get().map(|Problem(code)| *code);
+    span.in_scope(|| tracing::info!(%method, route, status, problem, ms = milliseconds, "request"));
     let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::from_str(&id) {
         headers.insert(HeaderName::from_static("x-request-id"), id);

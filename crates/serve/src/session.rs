@@ -3,7 +3,10 @@
 use std::time::Instant;
 
 use crate::app::{Client, Shared};
-use crate::ask::{Answers, Ask, AskUsage, Asker, Choice, End, EndReason, Piece, Prompt, Text, Whole};
+use crate::ask::{
+    Answers, Ask, AskUsage, Asker, Choice, End, EndReason, Format, NOTHING_IN_TIME, Piece, Prompt, Text,
+    Whole,
+};
 use crate::error::ApiError;
 use crate::metrics::Outcome;
 
@@ -20,6 +23,8 @@ pub struct Session {
     first: Option<Instant>,
     last: Option<Instant>,
     outcome: Outcome,
+    /// The request, for the log: a stream ends long after its handler.
+    span: tracing::Span,
     /// What was written, where the operator wants to read it.
     written: Option<String>,
 }
@@ -65,6 +70,7 @@ impl Session {
             first: None,
             last: None,
             outcome: Outcome::Cancelled,
+            span: tracing::Span::current(),
             written: app.log_content.then(String::new),
         })
     }
@@ -103,23 +109,33 @@ impl Session {
             self.open = 1;
         }
         let now = Instant::now();
-        if self.first.is_none() {
-            self.first = Some(now);
-            self.app.metrics.first_token(&self.model, now - self.since);
-        } else if let Some(last) = self.last {
-            self.app.metrics.between_tokens(&self.model, now - last);
+        if pieces.iter().any(|(_, piece)| !matches!(piece, Piece::End(_))) {
+            if self.first.is_none() {
+                self.first = Some(now);
+                self.app.metrics.first_token(&self.model, now - self.since);
+            } else if let Some(last) = self.last {
+                self.app.metrics.between_tokens(&self.model, now - last);
+            }
+            self.last = Some(now);
         }
-        self.last = Some(now);
         for (_, piece) in &pieces {
             match piece {
                 Piece::End(end) => {
                     self.open -= 1;
                     self.usage += end.usage;
-                    if let EndReason::Failed(problem) = &end.reason {
-                        tracing::error!(model = self.model, problem, "an answer failed");
-                        self.outcome = Outcome::Failed;
-                    } else if self.open == 0 && !matches!(self.outcome, Outcome::Failed) {
-                        self.outcome = Outcome::Answered;
+                    match &end.reason {
+                        EndReason::Failed(problem) => {
+                            tracing::error!(model = self.model, problem, "an answer failed");
+                            self.outcome = Outcome::Failed;
+                        }
+                        EndReason::Timeout if self.outcome != Outcome::Failed => {
+                            self.outcome = Outcome::TimedOut;
+                        }
+                        // The worst of several answers is told.
+                        _ if self.open == 0 && self.outcome == Outcome::Cancelled => {
+                            self.outcome = Outcome::Answered;
+                        }
+                        _ => {}
                     }
                 }
                 Piece::Text(text) => {
@@ -140,7 +156,7 @@ impl Session {
     /// Waits for all answers.
     ///
     /// # Errors
-    /// The engine failed.
+    /// The engine failed, or time was over before there was anything of any answer.
     pub async fn whole(mut self) -> Result<Vec<Whole>, ApiError> {
         let mut answers: Vec<Whole> = (0..self.open).map(|_| Whole::default()).collect();
         while self.open > 0 {
@@ -159,12 +175,17 @@ impl Session {
                 }
             }
         }
-        Ok(answers)
+        let came_to_nothing = |answer: &Whole| answer.end.as_ref().is_some_and(End::is_nothing_in_time);
+        match answers.iter().all(came_to_nothing) {
+            true => Err(ApiError::unavailable(NOTHING_IN_TIME)),
+            false => Ok(answers),
+        }
     }
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
+        let _request = self.span.clone().entered();
         let used = self.usage.prompt + self.usage.completion;
         if let Some(key) = &self.client.key {
             self.app.limiter.tokens(key, used, Instant::now());
@@ -229,6 +250,10 @@ fn check(app: &Shared, ask: &mut Ask) -> Result<(), ApiError> {
     }
     if ask.tools.is_empty() && ask.tool_choice == Choice::Required {
         return Err(ApiError::field("tool_choice", "a tool is required and there are no tools"));
+    }
+    if ask.calls_tools() && ask.format != Format::Text {
+        let problem = "an answer of a given form and tools exclude each other; leave out one of them, or say that no tool may be called";
+        return Err(ApiError::field(ask.fields.format, problem));
     }
     if let Some(most) = bounds.max_tokens {
         ask.max_tokens = Some(ask.max_tokens.map_or(most, |wanted| wanted.min(most)));

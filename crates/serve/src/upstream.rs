@@ -109,10 +109,9 @@ impl Upstream {
             self.authorised(self.client.post(format!("{}/{path}", self.url)).json(&body(name, &ask)));
         let patience = asker.deadline.saturating_duration_since(Instant::now());
         let response = request.timeout(patience).send().await.map_err(|error| {
-            ApiError::unavailable(format!(
-                "the server behind model '{name}' does not answer: {}",
-                without_url(error)
-            ))
+            let problem = without_url(error);
+            tracing::warn!(model = name, problem, "the upstream server does not answer");
+            ApiError::unavailable(format!("the server behind model '{name}' does not answer: {problem}"))
         })?;
         let status = response.status();
         if !status.is_success() {
@@ -121,11 +120,19 @@ impl Upstream {
             let text = response.text().await.unwrap_or_default();
             let problem: Value = serde_json::from_str(&text).unwrap_or_default();
             let message = problem["error"]["message"].as_str().or(problem["message"].as_str());
-            let message = format!("model '{name}': {}", message.unwrap_or("its server refuses the request"));
+            let told = message.unwrap_or("its server refuses the request").to_string();
+            let message = format!("model '{name}': {told}");
             return Err(match status.as_u16() {
                 429 => ApiError::busy(message, wait.unwrap_or(1)),
                 400 | 404 | 422 => {
-                    ApiError::field(problem["error"]["param"].as_str().unwrap_or(ask.fields.prompt), message)
+                    let field = problem["error"]["param"].as_str().unwrap_or(ask.fields.prompt);
+                    // Servers of this kind name the field as this one does.
+                    let without = told.strip_prefix(field).and_then(|rest| rest.strip_prefix(": "));
+                    let message = format!("model '{name}': {}", without.unwrap_or(&told));
+                    match problem["error"]["code"].as_str() {
+                        Some("context_length_exceeded") => ApiError::context(field, message),
+                        _ => ApiError::field(field, message),
+                    }
                 }
                 // That the server behind does not take this one's key is no fault of the client.
                 _ => ApiError::unavailable(message),
@@ -178,7 +185,8 @@ fn body(name: &str, ask: &Ask) -> Value {
     set("top_p", sampling.top_p.or(fallback.top_p).map(|value| json!(value)));
     // Not of the OpenAI API, but vLLM, llama.cpp and mistral.rs know it.
     set("top_k", sampling.top_k.filter(|k| *k > 0).map(|value| json!(value)));
-    set("seed", sampling.seed.map(|value| json!(value)));
+    // Negative ones come as what they are in two's complement.
+    set("seed", sampling.seed.map(|value| json!(value as i64)));
     set("frequency_penalty", (sampling.frequency_penalty != 0.0).then(|| json!(sampling.frequency_penalty)));
     set("presence_penalty", (sampling.presence_penalty != 0.0).then(|| json!(sampling.presence_penalty)));
     set("stop", (!ask.stop.is_empty()).then(|| json!(ask.stop)));

@@ -41,7 +41,7 @@ export class Answer {
       if (this.controller.signal.aborted) message.state = this.left ? "cut" : "stopped";
       else {
         message.state = "failed";
-        message.error = { text: error.message, status: error.status ?? 0 };
+        message.error = { text: error.message, status: error.status ?? 0, code: error.code ?? null };
       }
     }
     delete message.wait;
@@ -86,7 +86,8 @@ export class Answer {
     body.temperature = this.again ? Math.max(temperature, AGAIN_TEMPERATURE) : temperature;
     body.top_p = top_p;
     if (max_tokens !== null) body.max_tokens = max_tokens;
-    if (seed !== null) body.seed = seed;
+    if (seed !== null && !this.again) body.seed = seed;
+    if (body.temperature !== temperature) this.message.temperature = body.temperature;
     return body;
   }
 

@@ -13,6 +13,8 @@ import { Thread } from "./thread.js";
 import { showWelcome } from "./welcome.js";
 
 const SAVE_EVERY = 1000;
+/** After so many milliseconds without a word nobody writes an answer any more: timers of a hidden page may run once a minute. */
+const GIVEN_UP = 70_000;
 const LOOK_AGAIN = 4000;
 const get = (id) => document.getElementById(id);
 const input = get("input");
@@ -21,11 +23,15 @@ const picker = get("model");
 const store = new Store({ problem: (what) => queueMicrotask(() => tellStorageProblem(what)) });
 /** The answers on their way, by the id of their conversation. */
 const answers = new Map();
-/** What was typed and not sent, by the id of the conversation. */
-const drafts = new Map();
+/** What was typed and not sent, by the id of the conversation, or "new". */
+const drafts = store.drafts();
 /** What the page knows of the server: "looking", "ready", "empty", "locked" or "away". */
 const server = { state: "looking", models: [], error: null };
-let conversation = store.draft();
+/** The conversation that has not begun. */
+let blank = store.draft();
+let conversation = blank;
+/** Closes the notice whose way back the next question would close. */
+let closeUndo = () => {};
 
 const shell = new Shell({ store });
 const keyDialog = new KeyDialog({ store });
@@ -47,21 +53,53 @@ const settings = new Settings({
   keepAsDefaults: (defaults) => {
     store.preferences.defaults = defaults;
     store.savePreferences();
+    if (blank !== conversation) blank = store.draft();
     notify("New conversations will start with these settings.");
   },
+  wasReset: (which, before) =>
+    notify("The settings are as they come, and the system prompt is empty.", {
+      label: "Undo",
+      run: () => settings.set(which, before),
+    }),
 });
 
 // ---- Conversations ----
 
+/** Under what the text for a conversation is kept while it is not sent. */
+const draftOf = ({ id, messages }) => (messages.length > 0 ? id : "new");
+
+/** The conversation that has not begun; always the same, so that what was set for it stays. */
+function fresh() {
+  if (blank.messages.length > 0) blank = store.draft();
+  return blank;
+}
+
+/** Whether another tab is writing an answer in this conversation. */
+function isWrittenElsewhere(which) {
+  const { messages, updated } = store.conversations.get(which.id) ?? which;
+  const running = messages.some(({ state }) => state === "waiting" || state === "writing");
+  return running && !answers.has(which.id) && Date.now() - updated < GIVEN_UP;
+}
+
+/** Says so, where the person would change it. */
+function refusesChange(which) {
+  const refused = isWrittenElsewhere(which);
+  if (refused) notify("Another tab is writing an answer in this conversation. Go on when it is there.");
+  return refused;
+}
+
 function open(next) {
-  drafts.set(conversation.id, input.value);
+  drafts.set(draftOf(conversation), input.value);
   conversation = next;
+  clearTimeout(open.timer);
+  // Should the other tab have gone without a word, that is seen later.
+  if (isWrittenElsewhere(next)) open.timer = setTimeout(() => next === conversation && open(next), GIVEN_UP);
   for (const message of next.messages) {
     // It was being written when the page closed, and nobody writes it now.
-    if ((message.state === "waiting" || message.state === "writing") && !answers.has(next.id))
-      message.state = "cut";
+    const running = message.state === "waiting" || message.state === "writing";
+    if (running && !answers.has(next.id) && !isWrittenElsewhere(next)) message.state = "cut";
   }
-  input.value = drafts.get(next.id) ?? "";
+  input.value = drafts.get(draftOf(next)) ?? "";
   fitHeight(input);
   thread.show([]);
   settings.show(next);
@@ -75,14 +113,16 @@ function openFromAddress() {
   const next = store.conversations.get(id);
   if (next) {
     if (next.id !== conversation.id || thread.views.length === 0) open(next);
-  } else if (conversation.messages.length > 0) open(store.draft());
+  } else if (conversation.messages.length > 0) open(fresh());
   else open(conversation);
   shell.closeDrawers();
 }
 
 function startNew() {
   if (location.hash) history.pushState(null, "", location.pathname);
-  if (conversation.messages.length > 0) open(store.draft());
+  if (conversation.messages.length > 0) open(fresh());
+  sidebar.clearSearch();
+  sidebar.show();
   shell.closeDrawers();
   focusInput();
 }
@@ -137,24 +177,27 @@ function replaceMessages(messages, notice) {
     store.save(where);
     if (where === conversation) open(where);
   };
-  if (notice) notify(notice, { label: "Undo", run: undo });
+  closeUndo();
+  closeUndo = notice ? notify(notice, { label: "Undo", run: undo }) : () => {};
 }
 
 // ---- Questions and answers ----
 
+/** Asks a question; says whether that could be. */
 function send(text) {
-  if (!picker.value || answers.has(conversation.id)) return;
+  if (!picker.value || answers.has(conversation.id) || refusesChange(conversation)) return false;
+  // From here on the way back would lose this question.
+  closeUndo();
+  drafts.delete(draftOf(conversation));
   conversation.messages.push({ role: "user", content: text });
   if (!conversation.title) conversation.title = shortened(text.replace(/\s+/g, " "), 60);
   if (location.hash !== `#c=${conversation.id}`) history.pushState(null, "", `#c=${conversation.id}`);
-  drafts.delete(conversation.id);
-  input.value = "";
-  fitHeight(input);
   ask();
+  return true;
 }
 
-/** Asks for an answer to the messages as they stand. */
-function ask({ again = false } = {}) {
+/** Asks for an answer to the messages as they stand; where none comes, `before` are put back. */
+function ask({ again = false, before = null } = {}) {
   const where = conversation;
   const model = picker.value;
   if (!model) return;
@@ -162,25 +205,29 @@ function ask({ again = false } = {}) {
   where.model = model;
   where.messages.push(message);
   store.save(where);
-  let saved = performance.now();
-  const changed = () => {
-    if (where === conversation) thread.changed(message);
-    if (performance.now() - saved > SAVE_EVERY && answers.get(where.id) === answer) {
-      saved = performance.now();
-      store.save(where);
-    }
-  };
+  const changed = () => where === conversation && thread.changed(message);
+  // Other tabs see by this that it is being written.
+  const saving = setInterval(() => answers.get(where.id) === answer && store.save(where), SAVE_EVERY);
   const answer = new Answer({ conversation: where, message, model, key: store.key, again, changed });
   answers.set(where.id, answer);
   announce("Waiting for the answer");
   show();
   thread.scrollToEnd();
-  answer.run().then(() => ended(answer));
+  answer.run().then(() => {
+    clearInterval(saving);
+    ended(answer, before);
+  });
 }
 
-function ended(answer) {
+function ended(answer, before) {
   const { conversation: where, message } = answer;
   if (answers.get(where.id) === answer) answers.delete(where.id);
+  if (before && where.messages.at(-1) === message && !message.content && message.state !== "done") {
+    where.messages = before;
+    closeUndo();
+    if (message.state === "failed") notify(`No other answer came, so the one before stays. ${message.error.text}`);
+    store.save(where);
+  }
   // It may have been deleted or replaced meanwhile.
   if (store.conversations.get(where.id) === where && where.messages.includes(message)) store.save(where);
   if (where === conversation && where.messages.includes(message)) announce(spoken(message));
@@ -200,14 +247,17 @@ function stop() {
 }
 
 function retry() {
-  if (answers.has(conversation.id)) return;
-  const last = conversation.messages.at(-1);
+  if (answers.has(conversation.id) || refusesChange(conversation)) return;
+  const before = conversation.messages;
+  const last = before.at(-1);
   const messages = last?.role === "assistant" ? conversation.messages.slice(0, -1) : conversation.messages;
   replaceMessages(messages, last?.content ? "The answer is being written anew." : null);
-  ask({ again: Boolean(last?.content) });
+  ask(last?.content ? { again: true, before } : {});
+  focusInput();
 }
 
 function edit(index, text) {
+  if (refusesChange(conversation)) return;
   const follows = conversation.messages.length > index + 1;
   replaceMessages(
     [...conversation.messages.slice(0, index), { role: "user", content: text }],
@@ -344,7 +394,10 @@ function shortened(text, most) {
 get("composer").addEventListener("submit", (event) => {
   event.preventDefault();
   const text = input.value.trim();
-  if (text) send(text);
+  if (!text || !send(text)) return;
+  input.value = "";
+  fitHeight(input);
+  showSendable();
 });
 input.addEventListener("input", () => {
   fitHeight(input);
@@ -386,10 +439,35 @@ addEventListener("popstate", openFromAddress);
 addEventListener("storage", (event) => {
   const id = store.follow(event);
   if (!id) return;
-  if (id === conversation.id && !answers.has(id)) open(store.conversations.get(id) ?? store.draft());
+  if (id === conversation.id && !answers.has(id)) follow(store.conversations.get(id));
   else sidebar.show();
 });
+
+/** Shows the open conversation as another tab left it, and keeps what the person is writing here. */
+function follow(next) {
+  if (!next) {
+    const text = input.value;
+    open(fresh());
+    input.value ||= text;
+    fitHeight(input);
+    showSendable();
+    return notify("This conversation was deleted in another tab.");
+  }
+  if (settings.isInUse()) Object.assign(next, settings.values());
+  if (!thread.isEditing() && !settings.isInUse()) return open(next);
+  // Views of messages that are being changed must stay.
+  if (thread.isEditing()) return sidebar.show();
+  conversation = next;
+  settings.conversation = next;
+  show();
+}
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  input.focus();
+});
 addEventListener("pagehide", () => {
+  drafts.set(draftOf(conversation), input.value);
+  store.saveDrafts(drafts);
   for (const answer of answers.values()) {
     answer.leave();
     store.save(answer.conversation);

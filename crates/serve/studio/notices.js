@@ -6,7 +6,10 @@ const SHOWN_FOR = 8000;
 const tray = document.getElementById("notices");
 const speaker = document.getElementById("speaker");
 
-/** Shows a notice for a while; `action` is a `{ label, run }` that takes back what happened. */
+/**
+ * Shows a notice for a while; `action` is a `{ label, run }` that takes back what happened. Returns what closes it, for when that
+ * cannot be taken back any more.
+ */
 export function notify(text, action = null) {
   const notice = element("div", { class: "notice" }, element("span", {}, text));
   let timer;
@@ -31,6 +34,7 @@ export function notify(text, action = null) {
   while (tray.childElementCount > 1) tray.firstElementChild.remove();
   tray.append(notice);
   start();
+  return close;
 }
 
 /** Says something to those who listen to the page. */

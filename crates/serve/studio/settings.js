@@ -9,23 +9,36 @@ const NUMBERS = {
   seed: { least: 0, most: Number.MAX_SAFE_INTEGER, whole: true, optional: true },
 };
 
-/** The form in the panel; `changed(conversation)` is called after each change. */
+/** The form in the panel; `changed(conversation)` is called after each change, `wasReset(before)` when the defaults are back. */
 export class Settings {
-  constructor({ form, changed, keepAsDefaults }) {
+  constructor({ form, changed, keepAsDefaults, wasReset }) {
     this.form = form;
     this.changed = changed;
     form.addEventListener("submit", (event) => event.preventDefault());
     form.addEventListener("input", (event) => this.read(event.target));
     form.querySelector("[data-action=reset]").addEventListener("click", () => {
-      Object.assign(this.conversation, DEFAULTS);
-      this.show(this.conversation);
-      this.changed(this.conversation);
+      const before = this.values();
+      this.set(this.conversation, DEFAULTS);
+      wasReset(this.conversation, before);
     });
     form.querySelector("[data-action=keep]").addEventListener("click", () => {
-      keepAsDefaults(
-        Object.fromEntries(Object.keys(DEFAULTS).map((name) => [name, this.conversation[name]])),
-      );
+      keepAsDefaults(this.values());
     });
+  }
+
+  values() {
+    return Object.fromEntries(Object.keys(DEFAULTS).map((name) => [name, this.conversation[name]]));
+  }
+
+  set(conversation, values) {
+    Object.assign(conversation, values);
+    if (conversation === this.conversation) this.show(conversation);
+    this.changed(conversation);
+  }
+
+  /** Whether the person is writing in it. */
+  isInUse() {
+    return this.form.contains(document.activeElement) && document.activeElement.matches("input, textarea");
   }
 
   /** Fills the form with the settings of a conversation. */
@@ -34,7 +47,7 @@ export class Settings {
     for (const name of Object.keys(DEFAULTS)) {
       const field = this.form.elements[name];
       field.value = conversation[name] ?? "";
-      field.removeAttribute("aria-invalid");
+      this.say(field, null);
     }
     this.showValues();
   }
@@ -45,11 +58,26 @@ export class Settings {
     }
   }
 
+  /** Says under a field what is wrong with it. */
+  say(field, problem) {
+    const place = this.form.querySelector(`#${field.id}-problem`);
+    if (problem) field.setAttribute("aria-invalid", "true");
+    else field.removeAttribute("aria-invalid");
+    if (!place) return;
+    place.textContent = problem ?? "";
+    place.hidden = !problem;
+  }
+
   read(field) {
     if (!(field.name in DEFAULTS)) return;
     const value = field.name === "system" ? field.value : readNumber(field.value, NUMBERS[field.name]);
-    if (value === undefined || field.validity.badInput) return field.setAttribute("aria-invalid", "true");
-    field.removeAttribute("aria-invalid");
+    if (value === undefined || field.validity.badInput) {
+      const { least, most } = NUMBERS[field.name];
+      const range = most > 2 ? `a whole number from ${least} on` : `${least} to ${most}`;
+      const counts = this.conversation[field.name];
+      return this.say(field, `Give ${range}. Until then ${counts === null ? "it is as if empty" : `${counts} counts`}.`);
+    }
+    this.say(field, null);
     this.conversation[field.name] = value;
     this.showValues();
     this.changed(this.conversation);

@@ -3,6 +3,8 @@
 import { element, icon, isComposing } from "./dom.js";
 
 const DAY = 24 * 60 * 60 * 1000;
+/** Milliseconds in which a pressed mouse button is let go. */
+const AFTER_CLICK = 250;
 
 /**
  * The list at the side. `actions` are `rename(conversation, title)`, `exportFile(conversation)` and
@@ -27,6 +29,11 @@ export class Sidebar {
       this.opener?.setAttribute("aria-expanded", String(event.newState === "open"));
     });
     this.list.addEventListener("scroll", () => this.menu.matches(":popover-open") && this.menu.hidePopover());
+  }
+
+  /** Shows all conversations again. */
+  clearSearch() {
+    this.search.value = "";
   }
 
   /** Draws the list anew. */
@@ -124,14 +131,14 @@ export class Sidebar {
     });
     field.value = conversation.title;
     let open = true;
-    const close = (keep) => {
+    const close = (keep, { byKey = true } = {}) => {
       if (!open) return;
       open = false;
       const title = field.value.trim();
       field.remove();
       if (keep && title) this.actions.rename(conversation, title);
       this.show();
-      this.find(conversation.id)?.querySelector("a").focus();
+      if (byKey) this.find(conversation.id)?.querySelector("a").focus();
     };
     field.addEventListener("keydown", (event) => {
       if (isComposing(event)) return;
@@ -139,7 +146,8 @@ export class Sidebar {
       if (event.key === "Enter") close(true);
       else if (event.key === "Escape") close(false);
     });
-    field.addEventListener("blur", () => close(true));
+    // A list that is drawn anew under the mouse would swallow the click that ended this.
+    field.addEventListener("blur", () => setTimeout(() => close(true, { byKey: false }), AFTER_CLICK));
     item.replaceChildren(field);
     field.focus();
     field.select();

@@ -4,6 +4,7 @@
 const CONVERSATION = "strata.conversation.";
 const PREFERENCES = "strata.preferences";
 const KEY = "strata.key";
+const DRAFTS = "strata.drafts";
 
 /** How a new conversation starts unless the person chose otherwise; `null` leaves the choice to the server. */
 export const DEFAULTS = { system: "", temperature: 0, top_p: 1, max_tokens: null, seed: null };
@@ -75,6 +76,15 @@ export class Store {
   remove(conversation) {
     this.conversations.delete(conversation.id);
     this.erase(CONVERSATION + conversation.id);
+  }
+
+  /** What was typed and not sent, by what it belongs to; kept until the tab closes. */
+  drafts() {
+    return new Map(Object.entries(parsed(this.read(sessionStorageOrNull, DRAFTS)) ?? {}));
+  }
+
+  saveDrafts(drafts) {
+    this.write(sessionStorageOrNull, DRAFTS, JSON.stringify(Object.fromEntries(drafts)));
   }
 
   savePreferences() {

@@ -3,6 +3,9 @@
 import { copyWithButton, element, fitHeight, icon, iconButton, isComposing } from "./dom.js";
 import { MarkdownView } from "./markdown-view.js";
 
+const TOO_LONG =
+  "Make your message shorter, or the system prompt in the settings, or choose a model that has more room.";
+
 /**
  * The list of messages. `actions` are `retry()`, `edit(index, text)`, `stop()` and `enterKey()`, called when the person
  * asks for them.
@@ -29,7 +32,8 @@ export class Thread {
     for (const view of this.views.splice(same)) view.element.remove();
     const fresh = messages.slice(same).map((message, index) => {
       const kind = message.role === "user" ? QuestionView : AnswerView;
-      return new kind(message, { ...this.actions, edit: (text) => this.actions.edit(same + index, text) });
+      const edit = (text) => this.actions.edit(same + index, text);
+      return new kind(message, { ...this.actions, edit, change: () => this.editLast() });
     });
     this.list.append(...fresh.map((view) => view.element));
     this.views.push(...fresh);
@@ -53,6 +57,11 @@ export class Thread {
     const view = this.views.findLast((shown) => shown instanceof QuestionView);
     view?.startEditing();
     return Boolean(view);
+  }
+
+  /** Whether the person is changing a message. */
+  isEditing() {
+    return Boolean(this.list.querySelector(".editor"));
   }
 
   // The view follows the text only while the person is at its end; looking back is not disturbed.
@@ -219,6 +228,15 @@ class AnswerView {
       );
       return [this.banner("The server asks for an API key.", error.text, enter)];
     }
+    if (error.code === "context_length_exceeded") {
+      const change = element(
+        "button",
+        { type: "button", class: "button", click: this.actions.change },
+        icon("edit"),
+        "Edit",
+      );
+      return [this.banner("This is more than the model can read at once.", TOO_LONG, change)];
+    }
     return [
       this.banner(
         content ? "The answer broke off." : "No answer came.",
@@ -234,11 +252,14 @@ class AnswerView {
       icon("retry"),
       "Retry",
     );
+    // Seen only once the conversation has gone on.
+    const note = "The model no longer reads the message above.";
+    const unread = this.message.content ? [] : [element("p", { class: "unread" }, note)];
     return element(
       "div",
       { class: "banner problem", role: "alert" },
       icon("alert"),
-      element("div", {}, element("strong", {}, title), element("p", {}, text)),
+      element("div", {}, element("strong", {}, title), element("p", {}, text), ...unread),
       button ?? retry,
     );
   }
@@ -258,7 +279,7 @@ class AnswerView {
   }
 
   facts() {
-    const { model, usage, timing, finish, state, content, omitted } = this.message;
+    const { model, usage, timing, finish, state, content, omitted, temperature } = this.message;
     const facts = [];
     if (model) facts.push(element("span", {}, model));
     const tokens = usage?.completion_tokens;
@@ -266,14 +287,18 @@ class AnswerView {
       facts.push(element("span", {}, `${tokens} ${tokens === 1 ? "token" : "tokens"}`));
     // The first token's time is the prompt's: speed is counted from there.
     const writing = timing ? timing.last - timing.first : 0;
-    if (tokens > 1 && writing > 0.002)
+    // What comes at once says nothing of how fast it was written.
+    if (tokens > 1 && writing > 0.2)
       facts.push(element("span", {}, `${rate((tokens - 1) / writing)} tokens/s`));
     if (timing) facts.push(element("span", {}, `first after ${duration(timing.first)}`));
     if (state === "stopped")
       facts.push(element("span", {}, content ? "stopped by you" : "stopped before it began"));
     if (state === "done" && !content) facts.push(element("span", {}, "empty answer"));
     if (omitted > 0) facts.push(element("span", { class: "mark" }, `the oldest ${omitted} messages had no room`));
-    if (finish === "length") facts.push(element("span", { class: "mark" }, "stopped at the most tokens"));
+    if (temperature !== undefined)
+      facts.push(element("span", { title: "Another answer is chosen more freely" }, `temperature ${temperature.toFixed(1)}`));
+    if (finish === "length")
+      facts.push(element("span", { class: "mark" }, "cut off at the token limit"));
     return facts;
   }
 }

@@ -281,7 +281,7 @@ fn write(
     counters: &Counters,
 ) -> Result<(), String> {
     let left = sequence.job.request.limits.max_tokens - sequence.written();
-    let left = left.min(context + 1 - sequence.state.len());
+    let left = left.min(context - sequence.state.len());
     let request = &mut sequence.job.request;
     let likelihoods = request.log_probabilities.map(|_| log_probabilities(sequence.sampler.isa(), logits));
     for &(token, bias) in &request.bias {

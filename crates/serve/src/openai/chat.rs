@@ -13,12 +13,11 @@ use strata_generate::{CALL_BEGIN, CALL_END, ToolCall};
 use utoipa::ToSchema;
 
 use super::{
-    OneOrMany, StreamOptions, TokenLogprob, Usage, bias, finish_reason, in_range, role, seed, stops,
+    OneOrMany, StreamOptions, TokenLogprob, Usage, bias, error_of, finish_reason, in_range, role, seed, stops,
 };
 use crate::app::{Client, Shared};
 use crate::ask::{
-    Ask, AskUsage, AskedSampling, AskedTool, Choice, EndReason, Fields, Format, Piece, Truncate, Whole,
-    total_usage,
+    Ask, AskUsage, AskedSampling, AskedTool, Choice, Fields, Format, Piece, Truncate, Whole, total_usage,
 };
 use crate::body::JsonBody;
 use crate::error::{ApiError, ErrorBody};
@@ -493,8 +492,8 @@ impl stream::Format for ChatStream {
                 self.send(ChunkChoice { index, delta, ..ChunkChoice::default() }, out);
             }
             Piece::End(end) => {
-                if let EndReason::Failed(problem) = end.reason {
-                    return event(out, None, &ApiError::internal(problem).body());
+                if let Some(error) = error_of(&end) {
+                    return event(out, None, &error.body());
                 }
                 let (prompt, cached) = if index == 0 { (end.usage.prompt, end.usage.cached) } else { (0, 0) };
                 self.usage += AskUsage { prompt, cached, completion: end.usage.completion };

@@ -10,12 +10,10 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    OneOrMany, StreamOptions, Usage, bias, finish_reason, finite, in_range, seed, stops, token_text,
+    OneOrMany, StreamOptions, Usage, bias, error_of, finish_reason, finite, in_range, seed, stops, token_text,
 };
 use crate::app::{Client, Shared};
-use crate::ask::{
-    Ask, AskUsage, AskedSampling, EndReason, Fields, Piece, Prompt, Text, TokenPiece, total_usage,
-};
+use crate::ask::{Ask, AskUsage, AskedSampling, Fields, Piece, Prompt, Text, TokenPiece, total_usage};
 use crate::body::JsonBody;
 use crate::error::{ApiError, ErrorBody};
 use crate::ids::{now, unique};
@@ -182,6 +180,10 @@ pub async fn completions(
     let streamed = request.stream == Some(true);
     let include_usage = request.stream_options.is_some_and(|options| options.include_usage == Some(true));
     let with_logprobs = request.logprobs.is_some();
+    if request.echo == Some(true) && request.logprobs.is_some() {
+        let problem = "log-probabilities of a prompt are not computed; leave out echo, or logprobs";
+        return Err(ApiError::field("echo", problem));
+    }
     let echo: Vec<String> = match &request.prompt {
         _ if request.echo != Some(true) => Vec::new(),
         Prompts::Text(text) => vec![text.clone()],
@@ -255,8 +257,8 @@ impl stream::Format for CompletionStream {
             }
             Piece::ToolCalls(_) => return,
             Piece::End(end) => {
-                if let EndReason::Failed(problem) = end.reason {
-                    return event(out, None, &ApiError::internal(problem).body());
+                if let Some(error) = error_of(&end) {
+                    return event(out, None, &error.body());
                 }
                 let counted = index.is_multiple_of(self.count);
                 let (prompt, cached) = if counted { (end.usage.prompt, end.usage.cached) } else { (0, 0) };

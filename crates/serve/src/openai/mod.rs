@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use strata_data::Role;
 use utoipa::ToSchema;
 
-use crate::ask::{AskUsage, EndReason, TokenPiece};
+use crate::ask::{AskUsage, End, EndReason, NOTHING_IN_TIME, TokenPiece};
 use crate::error::ApiError;
 
 /// One text or several.
@@ -66,6 +66,15 @@ impl From<AskUsage> for Usage {
 pub struct StreamOptions {
     /// Whether a last event tells the tokens.
     include_usage: Option<bool>,
+}
+
+/// What a stream ends with where an answer came to nothing: the API has no reason for that.
+fn error_of(end: &End) -> Option<ApiError> {
+    match &end.reason {
+        EndReason::Failed(problem) => Some(ApiError::internal(problem)),
+        _ if end.is_nothing_in_time() => Some(ApiError::unavailable(NOTHING_IN_TIME)),
+        _ => None,
+    }
 }
 
 fn finish_reason(reason: &EndReason) -> &'static str {

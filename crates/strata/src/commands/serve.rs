@@ -29,7 +29,7 @@ pub struct ServeArguments {
     #[serde(skip)]
     config: Option<PathBuf>,
     /// Address to listen on [default: 127.0.0.1]; others than loopback need a key
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = host)]
     host: Option<IpAddr>,
     /// Port [default: 8080]; 0 takes a free one
     #[arg(long, value_name = "N")]
@@ -80,6 +80,15 @@ pub struct ServeArguments {
     log_content: bool,
 }
 
+fn host(text: &str) -> Result<IpAddr, String> {
+    match text {
+        "localhost" => Ok(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        address => {
+            address.parse().map_err(|_| "expected an address of this machine, such as 127.0.0.1".into())
+        }
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum LogForm {
@@ -114,6 +123,23 @@ impl ServeArguments {
     }
 }
 
+/// What is nothing where it is zero: a server with it would answer nobody.
+fn check(arguments: &ServeArguments) -> Result<()> {
+    let counts = [
+        ("batch", arguments.batch),
+        ("queue", arguments.queue),
+        ("loaded", arguments.loaded),
+        ("max-tokens", arguments.max_tokens),
+        ("timeout", arguments.timeout.map(|seconds| seconds as usize)),
+        ("body", arguments.body),
+        ("connections", arguments.connections),
+    ];
+    match counts.into_iter().find(|(_, count)| *count == Some(0)) {
+        Some((name, _)) => Err(BadInput(format!("{name}: expected at least 1, found 0")).into()),
+        None => Ok(()),
+    }
+}
+
 fn read(path: &Path) -> Result<ServeArguments> {
     let text = std::fs::read_to_string(path).map_err(|error| BadInput(error.to_string()))?;
     Ok(toml::from_str(&text).map_err(|error| BadInput(error.to_string()))?)
@@ -122,6 +148,7 @@ fn read(path: &Path) -> Result<ServeArguments> {
 /// Runs the command.
 pub fn run(arguments: ServeArguments, place: &Place) -> Result<()> {
     let arguments = arguments.with_file()?;
+    check(&arguments)?;
     start_log(arguments.log.unwrap_or(LogForm::Text));
     let address = SocketAddr::new(
         arguments.host.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
@@ -138,6 +165,8 @@ pub fn run(arguments: ServeArguments, place: &Place) -> Result<()> {
         return Err(BadInput(problem).into());
     }
     let server = server(&arguments, place, keys)?;
+    let nothing_to_serve =
+        arguments.upstream.is_none() && server.only.is_none() && place.home.models()?.is_empty();
     // Connections take less than half of the machine, and the fewer threads they have, the less often one has to wake another.
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let runtime =
@@ -149,9 +178,17 @@ pub fn run(arguments: ServeArguments, place: &Place) -> Result<()> {
         let address = listener.local_addr()?;
         let who = match has_keys {
             true => "with a key",
-            false => "without a key, from this machine only",
+            false => "without a key, to this machine only",
         };
-        eprintln!("Strata serves at http://{address} {who} (API: /docs, Ctrl-C stops)");
+        let told = format!("Strata serves at http://{address} {who} (API: /docs, Ctrl-C stops)");
+        match arguments.log {
+            // A log that programs read has no other lines.
+            Some(LogForm::Json) => tracing::info!("{told}"),
+            _ => eprintln!("{told}"),
+        }
+        if nothing_to_serve {
+            tracing::warn!("there is no model yet; `strata demo` makes some");
+        }
         Ok(server.run(listener, stopped()).await?)
     })
 }
@@ -175,7 +212,7 @@ fn server(arguments: &ServeArguments, place: &Place, keys: Keys) -> Result<Serve
         only: (!only.is_empty()).then_some(only),
         cpu: place.machine.cpu.clone(),
         engine: Settings {
-            batch: arguments.batch.unwrap_or(engine.batch).max(1),
+            batch: arguments.batch.unwrap_or(engine.batch),
             queue: arguments.queue.unwrap_or(engine.queue),
             cache_bytes: mebibytes(arguments.cache, engine.cache_bytes),
             weights: arguments.weights.unwrap_or(DEFAULT_WEIGHTS).format(),
