@@ -752,11 +752,68 @@ test("while one tab writes, another neither calls it cut off nor loses what is a
   await other.waitForTimeout(1500);
   assert.equal(await input(other).inputValue(), "A question in the other tab");
   assert.equal(await other.locator(".banner").count(), 0);
+  // A message that is being changed there stays, and the whole answer is there when that is done.
+  await other.locator(".question").hover();
+  await other.getByRole("button", { name: "Edit and ask again" }).click();
+  await other.locator(".editor textarea").fill("Half an edit");
+  await other.waitForTimeout(1500);
   await stopButton(page).click();
+  await page.locator(".answer[data-state=stopped]").waitFor();
+  const whole = await textOf(page);
+  await other.waitForTimeout(300);
+  assert.equal(await other.locator(".editor textarea").inputValue(), "Half an edit");
+  await other.locator(".editor textarea").press("Escape");
   await other.locator(".answer[data-state=stopped]").waitFor();
+  assert.equal(await textOf(other), whole);
   await input(other).press("Enter");
   await other.locator(".answer[data-state=done]").waitFor();
   assert.deepEqual(await questions(other).allInnerTexts(), ["slow", "A question in the other tab"]);
+  await page.locator(".answer[data-state=done]").waitFor();
+  assert.equal(await answers(page).first().locator(".markdown").textContent(), whole);
+});
+
+test("settings and names changed in another tab go with the answer that is being written, and a deletion ends it", async () => {
+  const page = await openPage();
+  await ready(page);
+  await say(page, "slow");
+  await page.getByText("word9").waitFor();
+  const other = await page.context().newPage();
+  await other.goto(page.url());
+  await ready(other);
+  await other.getByRole("button", { name: "Settings" }).click();
+  await other.locator("#system").pressSequentially("Be brief.", { delay: 60 });
+  await other.waitForTimeout(1500);
+  assert.equal(await other.locator("#system").inputValue(), "Be brief.");
+  await stopButton(page).click();
+  await ended(page);
+  const whole = await textOf(page);
+  for (const tab of [page, other]) {
+    await tab.reload();
+    await ready(tab);
+    assert.equal(await textOf(tab), whole);
+    assert.equal(await tab.locator("#system").inputValue(), "Be brief.");
+  }
+  await say(page, "slow");
+  await page.getByText("word3").last().waitFor();
+  await other.getByRole("button", { name: /^More for/ }).first().click();
+  await other.getByRole("menuitem", { name: "Delete" }).click();
+  await page.getByText("deleted in another tab").waitFor();
+  await page.waitForTimeout(1500);
+  const kept = await page.evaluate(() => Object.keys(localStorage).filter((key) => key.includes("conversation")));
+  assert.deepEqual(kept, []);
+});
+
+test("another answer can be left for good while it is waited for", async () => {
+  const page = await openPage();
+  await ready(page);
+  await ask(page, "Hello");
+  const before = await textOf(page);
+  await page.route("**/v1/chat/completions", () => {});
+  await page.getByRole("button", { name: "Answer again" }).click();
+  await page.locator(".answer[data-state=waiting]").waitFor();
+  await page.reload();
+  await ready(page);
+  assert.equal(await textOf(page), before);
 });
 
 test("what was typed and not sent outlives other conversations, an example and a reload", async () => {
@@ -774,6 +831,9 @@ test("what was typed and not sent outlives other conversations, an example and a
   await page.locator("#conversations a").first().click();
   await page.waitForFunction(() => document.getElementById("input").value === "Half a question");
   await page.getByRole("button", { name: "New conversation" }).first().click();
+  assert.equal(await input(page).inputValue(), "For a new one");
+  await page.goto(page.url().split("#")[0]);
+  await ready(page);
   assert.equal(await input(page).inputValue(), "For a new one");
 });
 

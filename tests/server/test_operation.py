@@ -127,7 +127,8 @@ def test_who_gets_nothing_in_time_is_told_so_and_not_answered_with_nothing(own, 
         assert 'outcome="timeout"' in server.log.read_text()
     whole = [answer.json() for answer in answers[:120] if answer.status_code == 200]
     assert all(answer["usage"]["completion_tokens"] > 0 for answer in whole)
-    assert "[DONE]" in streamed.text
+    # Asked last of all: an error, or an answer with words.
+    assert "within the time" in streamed.text or '"content":' in streamed.text
     begun = server.metric("strata_first_token_seconds_count")
     assert begun <= len(answers) + 1 - len(late)
 

@@ -95,6 +95,11 @@ impl Session {
         self.open == 0
     }
 
+    /// How many have not.
+    pub fn open(&self) -> usize {
+        self.open
+    }
+
     /// The next parts, each with the index of its answer; none when all answers have ended. Where the engine stops
     /// without a word, every answer ends with a failure.
     pub async fn next(&mut self) -> Vec<(usize, Piece)> {
@@ -125,7 +130,9 @@ impl Session {
                     self.usage += end.usage;
                     match &end.reason {
                         EndReason::Failed(problem) => {
-                            tracing::error!(model = self.model, problem, "an answer failed");
+                            self.span.in_scope(|| {
+                                tracing::error!(model = self.model, problem, "an answer failed");
+                            });
                             self.outcome = Outcome::Failed;
                         }
                         EndReason::Timeout if self.outcome != Outcome::Failed => {

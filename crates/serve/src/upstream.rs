@@ -235,6 +235,8 @@ struct Progress {
     /// Names and arguments of tool calls, by their number.
     calls: BTreeMap<u64, (String, String)>,
     reason: Option<EndReason>,
+    /// Parts of text that came.
+    parts: usize,
 }
 
 /// Turns the server's events into parts of answers until it ends, or until nobody wants them any more.
@@ -247,7 +249,7 @@ async fn relay(
     let mut answers: BTreeMap<usize, Progress> =
         (0..count).map(|index| (index, Progress::default())).collect();
     let mut usage = AskUsage::default();
-    let mut failure = None;
+    let (mut failure, mut late) = (None, false);
     let mut stream = response.bytes_stream();
     let mut pending: Vec<u8> = Vec::new();
     'reading: loop {
@@ -255,6 +257,7 @@ async fn relay(
             next = stream.next() => match next {
                 Some(Ok(bytes)) => bytes,
                 Some(Err(error)) => {
+                    late = error.is_timeout();
                     failure = Some(without_url(error));
                     break;
                 }
@@ -288,6 +291,7 @@ async fn relay(
                 let index = choice["index"].as_u64().unwrap_or(0) as usize;
                 let progress = answers.entry(index).or_default();
                 for piece in parts(choice, chat, progress) {
+                    progress.parts += 1;
                     if pieces.send((index, piece)).is_err() {
                         return;
                     }
@@ -301,12 +305,17 @@ async fn relay(
             let _ = pieces.send((index, Piece::ToolCalls(calls)));
         }
         let reason = match (&failure, progress.reason) {
+            (Some(_), None) if late => EndReason::Timeout,
             (Some(problem), _) => EndReason::Failed(problem.clone()),
             (None, Some(reason)) => reason,
             (None, None) => EndReason::Failed("the server behind the model ended early".into()),
         };
         // The server tells the tokens of all answers together.
-        let usage = if index == 0 { usage } else { AskUsage::default() };
+        let mut usage = if index == 0 { usage } else { AskUsage::default() };
+        if late {
+            // It could not tell any more, and they are about as many.
+            usage.completion = progress.parts;
+        }
         let _ = pieces.send((index, Piece::End(End { reason, usage })));
     }
 }

@@ -9,11 +9,12 @@ const AGAIN_TEMPERATURE = 0.8;
 
 /**
  * A running answer. `message` is the assistant's message it fills: its `state` goes from "waiting" over "writing" to
- * "done", "stopped", "failed" or "cut" (the page closed). With `again`, the question had an answer before. `changed` is called after every step.
+ * "done", "stopped", "failed" or "cut" (the page closed). `before` are the messages
+ * with the answer that the question has already, if it has one. `changed` is called after every step.
  */
 export class Answer {
-  constructor({ conversation, message, model, key, again, changed }) {
-    Object.assign(this, { conversation, message, model, key, again, changed });
+  constructor({ conversation, message, model, key, before, changed }) {
+    Object.assign(this, { conversation, message, model, key, before, changed });
     this.controller = new AbortController();
     // The question as it stood when it was asked: the conversation may be edited meanwhile.
     this.messages = dialogue(conversation);
@@ -83,10 +84,10 @@ export class Answer {
     const { temperature, top_p, max_tokens, seed } = this.conversation;
     const body = { model: this.model, messages: this.messages, truncation: "auto" };
     // Another answer to the same question has to be chosen more freely, or it would be the same one.
-    body.temperature = this.again ? Math.max(temperature, AGAIN_TEMPERATURE) : temperature;
+    body.temperature = this.before ? Math.max(temperature, AGAIN_TEMPERATURE) : temperature;
     body.top_p = top_p;
     if (max_tokens !== null) body.max_tokens = max_tokens;
-    if (seed !== null && !this.again) body.seed = seed;
+    if (seed !== null && !this.before) body.seed = seed;
     if (body.temperature !== temperature) this.message.temperature = body.temperature;
     return body;
   }

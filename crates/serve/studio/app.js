@@ -30,8 +30,8 @@ const server = { state: "looking", models: [], error: null };
 /** The conversation that has not begun. */
 let blank = store.draft();
 let conversation = blank;
-/** Closes the notice whose way back the next question would close. */
-let closeUndo = () => {};
+/** What closes the notice with the way back, by the id of the conversation. */
+const undos = new Map();
 
 const shell = new Shell({ store });
 const keyDialog = new KeyDialog({ store });
@@ -39,7 +39,7 @@ const thread = new Thread({
   list: get("messages"),
   scroller: get("scroller"),
   toEnd: get("to-end"),
-  actions: { retry, edit, stop, enterKey },
+  actions: { retry, edit, stop, enterKey, closed: catchUp },
 });
 const sidebar = new Sidebar({
   store,
@@ -49,7 +49,11 @@ const sidebar = new Sidebar({
 });
 const settings = new Settings({
   form: get("settings-form"),
-  changed: (changed) => changed.messages.length > 0 && store.save(changed, { touch: false }),
+  changed: (changed) => {
+    const latest = store.conversations.get(changed.id) ?? changed;
+    if (latest !== changed) Object.assign(latest, settings.values());
+    if (latest.messages.length > 0) store.save(latest, { touch: false });
+  },
   keepAsDefaults: (defaults) => {
     store.preferences.defaults = defaults;
     store.savePreferences();
@@ -76,24 +80,45 @@ function fresh() {
 
 /** Whether another tab is writing an answer in this conversation. */
 function isWrittenElsewhere(which) {
-  const { messages, updated } = store.conversations.get(which.id) ?? which;
-  const running = messages.some(({ state }) => state === "waiting" || state === "writing");
-  return running && !answers.has(which.id) && Date.now() - updated < GIVEN_UP;
+  const { writing, updated } = store.conversations.get(which.id) ?? which;
+  return Boolean(writing) && !answers.has(which.id) && Date.now() - updated < GIVEN_UP;
 }
 
-/** Says so, where the person would change it. */
-function refusesChange(which) {
-  const refused = isWrittenElsewhere(which);
-  if (refused) notify("Another tab is writing an answer in this conversation. Go on when it is there.");
-  return refused;
+/** Takes over what another tab made of the open conversation while the person was writing here. */
+function catchUp() {
+  const latest = store.conversations.get(conversation.id);
+  if (!latest || latest === conversation) return;
+  conversation = latest;
+  settings.conversation = latest;
+  show();
+}
+
+/** Should the other tab go without a word, that is seen later. */
+function watch({ id }, wait = GIVEN_UP) {
+  clearTimeout(watch.timer);
+  watch.timer = setTimeout(() => {
+    if (id !== conversation.id || answers.has(id)) return;
+    if (thread.isEditing() || settings.isInUse()) watch({ id }, LOOK_AGAIN);
+    else open(store.conversations.get(id) ?? conversation);
+  }, wait);
+}
+
+/** Whether the open conversation can be asked something now; else says why not. */
+function canAsk() {
+  catchUp();
+  if (answers.has(conversation.id)) return false;
+  if (isWrittenElsewhere(conversation))
+    notify("Another tab is writing an answer in this conversation. Go on when it is there.");
+  else if (!picker.value) notify("There is no model to ask at the moment.");
+  else return true;
+  return false;
 }
 
 function open(next) {
   drafts.set(draftOf(conversation), input.value);
   conversation = next;
-  clearTimeout(open.timer);
-  // Should the other tab have gone without a word, that is seen later.
-  if (isWrittenElsewhere(next)) open.timer = setTimeout(() => next === conversation && open(next), GIVEN_UP);
+  clearTimeout(watch.timer);
+  if (isWrittenElsewhere(next)) watch(next);
   for (const message of next.messages) {
     // It was being written when the page closed, and nobody writes it now.
     const running = message.state === "waiting" || message.state === "writing";
@@ -127,14 +152,18 @@ function startNew() {
   focusInput();
 }
 
-function rename(which, title) {
+function rename({ id }, title) {
+  const which = store.conversations.get(id);
+  if (!which) return;
   which.title = title;
   store.save(which, { touch: false });
+  catchUp();
   show();
 }
 
 function remove(which) {
   answers.get(which.id)?.stop();
+  answers.delete(which.id);
   store.remove(which);
   const here = which.id === conversation.id;
   if (here) startNew();
@@ -170,24 +199,31 @@ function replaceMessages(messages, notice) {
   answers.get(where.id)?.stop();
   answers.delete(where.id);
   where.messages = messages;
+  where.writing = false;
   const undo = () => {
     answers.get(where.id)?.stop();
     answers.delete(where.id);
     where.messages = before;
+    where.writing = false;
     store.save(where);
     if (where === conversation) open(where);
   };
-  closeUndo();
-  closeUndo = notice ? notify(notice, { label: "Undo", run: undo }) : () => {};
+  closeUndo(where);
+  if (notice) undos.set(where.id, notify(notice, { label: "Undo", run: undo }));
+}
+
+/** Takes the way back away, where it would lose what came after. */
+function closeUndo({ id }) {
+  undos.get(id)?.();
+  undos.delete(id);
 }
 
 // ---- Questions and answers ----
 
 /** Asks a question; says whether that could be. */
 function send(text) {
-  if (!picker.value || answers.has(conversation.id) || refusesChange(conversation)) return false;
-  // From here on the way back would lose this question.
-  closeUndo();
+  if (!canAsk()) return false;
+  closeUndo(conversation);
   drafts.delete(draftOf(conversation));
   conversation.messages.push({ role: "user", content: text });
   if (!conversation.title) conversation.title = shortened(text.replace(/\s+/g, " "), 60);
@@ -197,39 +233,51 @@ function send(text) {
 }
 
 /** Asks for an answer to the messages as they stand; where none comes, `before` are put back. */
-function ask({ again = false, before = null } = {}) {
+function ask({ before = null } = {}) {
   const where = conversation;
   const model = picker.value;
   if (!model) return;
   const message = emptyAnswer(model);
   where.model = model;
   where.messages.push(message);
-  store.save(where);
   const changed = () => where === conversation && thread.changed(message);
   // Other tabs see by this that it is being written.
-  const saving = setInterval(() => answers.get(where.id) === answer && store.save(where), SAVE_EVERY);
-  const answer = new Answer({ conversation: where, message, model, key: store.key, again, changed });
+  const saving = setInterval(() => answers.get(where.id) === answer && keep(answer), SAVE_EVERY);
+  const answer = new Answer({ conversation: where, message, model, key: store.key, before, changed });
   answers.set(where.id, answer);
+  keep(answer);
   announce("Waiting for the answer");
   show();
   thread.scrollToEnd();
   answer.run().then(() => {
     clearInterval(saving);
-    ended(answer, before);
+    ended(answer);
   });
 }
 
-function ended(answer, before) {
-  const { conversation: where, message } = answer;
+/** Writes down a conversation that is being answered. Until something of another answer has come, the one before counts. */
+function keep({ conversation: where, message, before, left }) {
+  const { messages } = where;
+  where.writing = !left;
+  if (before && !message.content) where.messages = before;
+  store.save(where);
+  where.messages = messages;
+}
+
+function ended(answer) {
+  const { conversation: where, message, before } = answer;
   if (answers.get(where.id) === answer) answers.delete(where.id);
-  if (before && where.messages.at(-1) === message && !message.content && message.state !== "done") {
+  const isLast = where.messages.at(-1) === message;
+  if (before && isLast && !message.content && message.state !== "done") {
     where.messages = before;
-    closeUndo();
+    closeUndo(where);
     if (message.state === "failed") notify(`No other answer came, so the one before stays. ${message.error.text}`);
-    store.save(where);
   }
   // It may have been deleted or replaced meanwhile.
-  if (store.conversations.get(where.id) === where && where.messages.includes(message)) store.save(where);
+  if (store.conversations.get(where.id) === where && isLast && !answers.has(where.id)) {
+    where.writing = false;
+    store.save(where);
+  }
   if (where === conversation && where.messages.includes(message)) announce(spoken(message));
   if (message.error?.status === 401) enterKey();
   if (message.error?.status === 404) look();
@@ -247,17 +295,18 @@ function stop() {
 }
 
 function retry() {
-  if (answers.has(conversation.id) || refusesChange(conversation)) return;
+  if (!canAsk()) return;
   const before = conversation.messages;
   const last = before.at(-1);
   const messages = last?.role === "assistant" ? conversation.messages.slice(0, -1) : conversation.messages;
   replaceMessages(messages, last?.content ? "The answer is being written anew." : null);
-  ask(last?.content ? { again: true, before } : {});
+  ask(last?.content ? { before } : {});
   focusInput();
 }
 
 function edit(index, text) {
-  if (refusesChange(conversation)) return;
+  // Also while an answer is on its way: that one is dropped.
+  if (!answers.has(conversation.id) && !canAsk()) return;
   const follows = conversation.messages.length > index + 1;
   replaceMessages(
     [...conversation.messages.slice(0, index), { role: "user", content: text }],
@@ -413,6 +462,7 @@ input.addEventListener("keydown", (event) => {
 picker.addEventListener("change", () => {
   store.preferences.model = picker.value;
   store.savePreferences();
+  catchUp();
   conversation.model = picker.value;
   if (conversation.messages.length > 0) store.save(conversation, { touch: false });
   show();
@@ -437,10 +487,17 @@ document.addEventListener("keydown", (event) => {
 addEventListener("hashchange", openFromAddress);
 addEventListener("popstate", openFromAddress);
 addEventListener("storage", (event) => {
-  const id = store.follow(event);
+  const id = Store.changedBy(event);
   if (!id) return;
-  if (id === conversation.id && !answers.has(id)) follow(store.conversations.get(id));
-  else sidebar.show();
+  if (event.newValue === null) {
+    answers.get(id)?.stop();
+    answers.delete(id);
+  }
+  store.follow(id, event.newValue, answers.get(id)?.conversation);
+  if (id !== conversation.id) return sidebar.show();
+  if (!answers.has(id)) return follow(store.conversations.get(id));
+  if (!settings.isInUse()) settings.show(conversation);
+  show();
 });
 
 /** Shows the open conversation as another tab left it, and keeps what the person is writing here. */
@@ -454,12 +511,11 @@ function follow(next) {
     return notify("This conversation was deleted in another tab.");
   }
   if (settings.isInUse()) Object.assign(next, settings.values());
-  if (!thread.isEditing() && !settings.isInUse()) return open(next);
-  // Views of messages that are being changed must stay.
-  if (thread.isEditing()) return sidebar.show();
-  conversation = next;
-  settings.conversation = next;
-  show();
+  // A message that is being changed stays; what came meanwhile is taken over when that is done.
+  if (thread.isEditing()) sidebar.show();
+  else if (settings.isInUse()) catchUp();
+  else open(next);
+  if (isWrittenElsewhere(next)) watch(next);
 }
 document.querySelector(".skip").addEventListener("click", (event) => {
   event.preventDefault();
@@ -470,7 +526,7 @@ addEventListener("pagehide", () => {
   store.saveDrafts(drafts);
   for (const answer of answers.values()) {
     answer.leave();
-    store.save(answer.conversation);
+    keep(answer);
   }
 });
 document.addEventListener("visibilitychange", () => {
@@ -478,5 +534,6 @@ document.addEventListener("visibilitychange", () => {
 });
 
 get("new-key").textContent = /Mac|iPhone|iPad/.test(navigator.platform) ? "⌘K" : "Ctrl K";
+input.value = drafts.get("new") ?? "";
 openFromAddress();
 look();

@@ -43,13 +43,17 @@ export class Store {
     this.conversations.set(conversation.id, { ...DEFAULTS, title: "", updated: 0, ...conversation });
   }
 
-  /** Takes over what another tab wrote or removed; says which conversation it was, or null. */
-  follow(event) {
-    if (!event.key?.startsWith(CONVERSATION)) return null;
-    const id = event.key.slice(CONVERSATION.length);
-    if (event.newValue === null) this.conversations.delete(id);
-    else this.adopt(parsed(event.newValue));
-    return id;
+  /** Which conversation another tab wrote or removed, or null. */
+  static changedBy(event) {
+    return event.key?.startsWith(CONVERSATION) ? event.key.slice(CONVERSATION.length) : null;
+  }
+
+  /** Takes over what another tab wrote or removed; of a conversation that is being answered here, all but its messages. */
+  follow(id, text, running = null) {
+    const told = parsed(text);
+    if (text === null) this.conversations.delete(id);
+    else if (!running) this.adopt(told);
+    else for (const name of ["title", ...Object.keys(DEFAULTS)]) running[name] = told?.[name] ?? running[name];
   }
 
   /** A conversation that is not kept before its first message. */

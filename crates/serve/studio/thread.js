@@ -8,7 +8,7 @@ const TOO_LONG =
 
 /**
  * The list of messages. `actions` are `retry()`, `edit(index, text)`, `stop()` and `enterKey()`, called when the person
- * asks for them.
+ * asks for them, and `closed()`, when a message is left as it was.
  */
 export class Thread {
   constructor({ list, scroller, toEnd, actions }) {
@@ -124,6 +124,7 @@ class QuestionView {
     area.value = this.message.content;
     const finish = () => {
       this.update();
+      this.actions.closed();
       this.element.querySelector(".tools button:last-child").focus();
     };
     const send = () => {

@@ -271,9 +271,53 @@ fn another_server_underneath_is_served_under_the_same_apis() {
     assert_eq!(above.post("/v1/chat/completions", &unknown).0, 404);
     let hot = json!({"model": "tiny", "messages": [{"role": "user", "content": "a"}], "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nonsense"}}}});
     assert_eq!(above.post("/v1/chat/completions", &hot).0, 400, "what it refuses is refused here");
+    let mut negative = question.clone();
+    negative["seed"] = json!(-1);
+    assert_eq!(above.post("/v1/chat/completions", &negative).0, 200);
+    let long = chat(&"a ".repeat(500));
+    let (status, body) = above.post("/v1/chat/completions", &long);
+    assert_eq!((status, body["error"]["code"].as_str()), (400, Some("context_length_exceeded")), "{body}");
+    assert_eq!(body["message"].as_str().unwrap().matches("messages:").count(), 1, "{body}");
     drop(below);
     let (status, body) = above.post("/v1/chat/completions", &question);
     assert_eq!(status, 503, "{body}");
+}
+
+/// A server that lists a model, begins every answer and ends none.
+fn endless() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let mut held = Vec::new();
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut request = [0; 4096];
+            let count = stream.read(&mut request).unwrap();
+            let list = r#"{"data": [{"id": "endless"}]}"#;
+            let begun = r#"data: {"choices": [{"index": 0, "delta": {"content": "Once"}}]}"#;
+            let head = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type:";
+            let text = match request[..count].starts_with(b"GET") {
+                true => format!("{head} application/json\r\nContent-Length: {}\r\n\r\n{list}", list.len()),
+                false => format!("{head} text/event-stream\r\n\r\n{begun}\n\n"),
+            };
+            stream.write_all(text.as_bytes()).unwrap();
+            held.push(stream);
+        }
+    });
+    format!("http://{address}/v1")
+}
+
+#[test]
+fn what_another_server_does_not_end_in_time_is_cut_and_what_came_is_kept() {
+    let home = tempfile::tempdir().unwrap();
+    let above = Server::start(home.path(), &["--upstream", &endless(), "--timeout", "1"]);
+    let asked = json!({"model": "endless", "messages": [{"role": "user", "content": "a"}]});
+    let (status, body) = above.post("/v1/chat/completions", &asked);
+    assert_eq!((status, answer(&body)), (200, "Once"), "{body}");
+    assert_eq!(body["choices"][0]["finish_reason"], "length");
+    let (status, body) = above.post("/v2/chat", &asked);
+    assert_eq!((status, body["finish_reason"].as_str()), (200, Some("TIMEOUT")), "{body}");
+    assert!(above.log().contains("outcome=\"timeout\""));
 }
 
 #[test]
@@ -297,7 +341,7 @@ fn prompts_and_answers_stay_out_of_the_log_unless_they_are_asked_for() {
 fn settings_come_from_a_file_where_flags_say_nothing() {
     let home = home();
     let file = home.path().join("serve.toml");
-    fs::write(&file, "max-tokens = 5\nlog = \"json\"\nmodel = [\"tiny\"]\n").unwrap();
+    fs::write(&file, "host = \"localhost\"\nmax-tokens = 5\nlog = \"json\"\nmodel = [\"tiny\"]\n").unwrap();
     let path = file.to_str().unwrap();
     let server = Server::start(home.path(), &["--config", path]);
     assert_eq!(server.post("/v1/chat/completions", &chat("a")).1["usage"]["completion_tokens"], 5);

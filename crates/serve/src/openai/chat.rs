@@ -492,7 +492,7 @@ impl stream::Format for ChatStream {
                 self.send(ChunkChoice { index, delta, ..ChunkChoice::default() }, out);
             }
             Piece::End(end) => {
-                if let Some(error) = error_of(&end) {
+                if let Some(error) = error_of(&end, self.count) {
                     return event(out, None, &error.body());
                 }
                 let (prompt, cached) = if index == 0 { (end.usage.prompt, end.usage.cached) } else { (0, 0) };

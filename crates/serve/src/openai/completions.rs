@@ -198,7 +198,8 @@ pub async fn completions(
     let (id, created) = (unique("cmpl-"), now());
     if streamed {
         let (usage, offsets) = (AskUsage::default(), BTreeMap::new());
-        let format = CompletionStream { id, created, model, count, include_usage, usage, echo, offsets };
+        let all = session.open();
+        let format = CompletionStream { id, created, model, count, all, include_usage, usage, echo, offsets };
         return Ok(stream::stream(session, format).await);
     }
     let answers = session.whole().await?;
@@ -219,7 +220,9 @@ struct CompletionStream {
     id: String,
     created: u64,
     model: String,
+    /// Answers of each prompt, and of all.
     count: usize,
+    all: usize,
     include_usage: bool,
     usage: AskUsage,
     echo: Vec<String>,
@@ -257,7 +260,7 @@ impl stream::Format for CompletionStream {
             }
             Piece::ToolCalls(_) => return,
             Piece::End(end) => {
-                if let Some(error) = error_of(&end) {
+                if let Some(error) = error_of(&end, self.all) {
                     return event(out, None, &error.body());
                 }
                 let counted = index.is_multiple_of(self.count);

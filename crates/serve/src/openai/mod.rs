@@ -68,11 +68,12 @@ pub struct StreamOptions {
     include_usage: Option<bool>,
 }
 
-/// What a stream ends with where an answer came to nothing: the API has no reason for that.
-fn error_of(end: &End) -> Option<ApiError> {
+/// What a stream ends with where an answer came to nothing: the API has no reason for that. One of several without words ends like any other: an
+/// error would cost the client the rest.
+fn error_of(end: &End, answers: usize) -> Option<ApiError> {
     match &end.reason {
         EndReason::Failed(problem) => Some(ApiError::internal(problem)),
-        _ if end.is_nothing_in_time() => Some(ApiError::unavailable(NOTHING_IN_TIME)),
+        _ if answers == 1 && end.is_nothing_in_time() => Some(ApiError::unavailable(NOTHING_IN_TIME)),
         _ => None,
     }
 }

@@ -68,7 +68,10 @@ pub fn run(bench: &ServeBench, place: &Place) -> Result<()> {
     }
     let home = tempfile::tempdir()?;
     let (target, _server) = match &bench.url {
-        Some(url) => (Target::parse(url, bench.model.clone().unwrap_or_else(|| "model".into()))?, None),
+        Some(url) => {
+            let missing = || BadInput("--url needs --model, the name of one of its models".into());
+            (Target::parse(url, bench.model.clone().ok_or_else(missing)?)?, None)
+        }
         None => {
             let path = match &bench.model {
                 Some(model) => place.home.resolve(model)?,

@@ -30,6 +30,7 @@ pub struct ServeArguments {
     config: Option<PathBuf>,
     /// Address to listen on [default: 127.0.0.1]; others than loopback need a key
     #[arg(long, value_name = "ADDRESS", value_parser = host)]
+    #[serde(deserialize_with = "host_of_file")]
     host: Option<IpAddr>,
     /// Port [default: 8080]; 0 takes a free one
     #[arg(long, value_name = "N")]
@@ -78,6 +79,10 @@ pub struct ServeArguments {
     /// Write prompts and answers to the log, which otherwise holds neither
     #[arg(long)]
     log_content: bool,
+}
+
+fn host_of_file<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<IpAddr>, D::Error> {
+    host(&String::deserialize(from)?).map(Some).map_err(serde::de::Error::custom)
 }
 
 fn host(text: &str) -> Result<IpAddr, String> {
