@@ -757,6 +757,8 @@ test("while one tab writes, another neither calls it cut off nor loses what is a
   await other.getByRole("button", { name: "Edit and ask again" }).click();
   await other.locator(".editor textarea").fill("Half an edit");
   await other.waitForTimeout(1500);
+  await other.locator(".editor textarea").press("Enter");
+  await other.getByText("Another tab is writing").last().waitFor();
   await stopButton(page).click();
   await page.locator(".answer[data-state=stopped]").waitFor();
   const whole = await textOf(page);
@@ -801,6 +803,36 @@ test("settings and names changed in another tab go with the answer that is being
   await page.waitForTimeout(1500);
   const kept = await page.evaluate(() => Object.keys(localStorage).filter((key) => key.includes("conversation")));
   assert.deepEqual(kept, []);
+});
+
+test("a conversation that is deleted while it is answered can be brought back and gone on with", async () => {
+  const page = await openPage();
+  await ready(page);
+  await say(page, "slow");
+  await page.getByText("word3").waitFor();
+  await page.getByRole("button", { name: /^More for/ }).first().click();
+  await page.getByRole("menuitem", { name: "Delete" }).click();
+  await page.getByRole("button", { name: "Undo" }).click();
+  await page.getByText("word3").waitFor();
+  await ask(page, "Hello");
+  assert.match(await textOf(page), /Hello/);
+});
+
+test("an edit while another answer is waited for can be undone to the answer there was", async () => {
+  const page = await openPage();
+  await ready(page);
+  await ask(page, "Hello");
+  const before = await textOf(page);
+  await page.route("**/v1/chat/completions", () => {});
+  await page.getByRole("button", { name: "Answer again" }).click();
+  await page.locator(".answer[data-state=waiting]").waitFor();
+  await page.locator(".question").hover();
+  await page.getByRole("button", { name: "Edit and ask again" }).click();
+  await page.locator(".editor textarea").fill("Hello?");
+  await page.locator(".editor textarea").press("Enter");
+  await page.getByRole("button", { name: "Undo" }).click();
+  await page.waitForFunction((text) => document.querySelector(".answer .markdown").textContent === text, before);
+  assert.equal(await questions(page).innerText(), "Hello");
 });
 
 test("another answer can be left for good while it is waited for", async () => {

@@ -248,7 +248,7 @@ async fn relay(
 ) {
     let mut answers: BTreeMap<usize, Progress> =
         (0..count).map(|index| (index, Progress::default())).collect();
-    let mut usage = AskUsage::default();
+    let mut usage: Option<AskUsage> = None;
     let (mut failure, mut late) = (None, false);
     let mut stream = response.bytes_stream();
     let mut pending: Vec<u8> = Vec::new();
@@ -281,15 +281,16 @@ async fn relay(
             if let Some(told) = event["usage"].as_object() {
                 let number = |key: &str| told.get(key).and_then(Value::as_u64).unwrap_or(0) as usize;
                 let cached = event["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap_or(0);
-                usage = AskUsage {
+                usage = Some(AskUsage {
                     prompt: number("prompt_tokens"),
                     cached: cached as usize,
                     completion: number("completion_tokens"),
-                };
+                });
             }
             for choice in event["choices"].as_array().into_iter().flatten() {
                 let index = choice["index"].as_u64().unwrap_or(0) as usize;
-                let progress = answers.entry(index).or_default();
+                // An answer that nobody asked for.
+                let Some(progress) = answers.get_mut(&index) else { continue };
                 for piece in parts(choice, chat, progress) {
                     progress.parts += 1;
                     if pieces.send((index, piece)).is_err() {
@@ -300,22 +301,24 @@ async fn relay(
         }
     }
     for (index, progress) in answers {
-        if !progress.calls.is_empty() {
+        let called = !progress.calls.is_empty();
+        if called {
             let calls = progress.calls.into_values().map(tool_call).collect();
             let _ = pieces.send((index, Piece::ToolCalls(calls)));
         }
         let reason = match (&failure, progress.reason) {
-            (Some(_), None) if late => EndReason::Timeout,
+            (Some(_), reason) if late => reason.unwrap_or(EndReason::Timeout),
             (Some(problem), _) => EndReason::Failed(problem.clone()),
             (None, Some(reason)) => reason,
             (None, None) => EndReason::Failed("the server behind the model ended early".into()),
         };
         // The server tells the tokens of all answers together.
-        let mut usage = if index == 0 { usage } else { AskUsage::default() };
-        if late {
+        let usage = match usage {
+            Some(usage) if index == 0 => usage,
+            Some(_) => AskUsage::default(),
             // It could not tell any more, and they are about as many.
-            usage.completion = progress.parts;
-        }
+            None => AskUsage { completion: progress.parts.max(usize::from(called)), ..AskUsage::default() },
+        };
         let _ = pieces.send((index, Piece::End(End { reason, usage })));
     }
 }

@@ -8,7 +8,7 @@ import { announce, notify } from "./notices.js";
 import { Settings } from "./settings.js";
 import { Shell } from "./shell.js";
 import { Sidebar } from "./sidebar.js";
-import { exportLine, Store } from "./store.js";
+import { DEFAULTS, exportLine, Store } from "./store.js";
 import { Thread } from "./thread.js";
 import { showWelcome } from "./welcome.js";
 
@@ -50,9 +50,14 @@ const sidebar = new Sidebar({
 const settings = new Settings({
   form: get("settings-form"),
   changed: (changed) => {
-    const latest = store.conversations.get(changed.id) ?? changed;
-    if (latest !== changed) Object.assign(latest, settings.values());
-    if (latest.messages.length > 0) store.save(latest, { touch: false });
+    const latest = store.conversations.get(changed.id);
+    // One that has not begun is not kept, nor one that was deleted meanwhile.
+    if (!latest) return;
+    if (latest !== changed) {
+      for (const name of Object.keys(DEFAULTS)) latest[name] = changed[name];
+      if (latest === conversation && !settings.isInUse()) settings.show(latest);
+    }
+    store.save(latest, { touch: false });
   },
   keepAsDefaults: (defaults) => {
     store.preferences.defaults = defaults;
@@ -84,13 +89,23 @@ function isWrittenElsewhere(which) {
   return Boolean(writing) && !answers.has(which.id) && Date.now() - updated < GIVEN_UP;
 }
 
-/** Takes over what another tab made of the open conversation while the person was writing here. */
-function catchUp() {
+/** Takes over what another tab made of the open conversation, but not while a message is being changed, which would be lost. */
+function catchUp({ always = false } = {}) {
   const latest = store.conversations.get(conversation.id);
-  if (!latest || latest === conversation) return;
+  if (!latest || latest === conversation || (thread.isEditing() && !always)) return;
   conversation = latest;
-  settings.conversation = latest;
+  if (settings.isInUse()) settings.conversation = latest;
+  else settings.show(latest);
+  markCut(latest);
   show();
+}
+
+/** Answers that nobody writes any more: the page closed meanwhile. */
+function markCut(which) {
+  if (answers.has(which.id) || isWrittenElsewhere(which)) return;
+  for (const message of which.messages) {
+    if (message.state === "waiting" || message.state === "writing") message.state = "cut";
+  }
 }
 
 /** Should the other tab go without a word, that is seen later. */
@@ -105,12 +120,14 @@ function watch({ id }, wait = GIVEN_UP) {
 
 /** Whether the open conversation can be asked something now; else says why not. */
 function canAsk() {
-  catchUp();
   if (answers.has(conversation.id)) return false;
   if (isWrittenElsewhere(conversation))
     notify("Another tab is writing an answer in this conversation. Go on when it is there.");
   else if (!picker.value) notify("There is no model to ask at the moment.");
-  else return true;
+  else {
+    catchUp({ always: true });
+    return true;
+  }
   return false;
 }
 
@@ -119,11 +136,7 @@ function open(next) {
   conversation = next;
   clearTimeout(watch.timer);
   if (isWrittenElsewhere(next)) watch(next);
-  for (const message of next.messages) {
-    // It was being written when the page closed, and nobody writes it now.
-    const running = message.state === "waiting" || message.state === "writing";
-    if (running && !answers.has(next.id) && !isWrittenElsewhere(next)) message.state = "cut";
-  }
+  markCut(next);
   input.value = drafts.get(draftOf(next)) ?? "";
   fitHeight(input);
   thread.show([]);
@@ -161,7 +174,10 @@ function rename({ id }, title) {
   show();
 }
 
-function remove(which) {
+function remove({ id }) {
+  const which = store.conversations.get(id);
+  if (!which) return;
+  closeUndo(which);
   answers.get(which.id)?.stop();
   answers.delete(which.id);
   store.remove(which);
@@ -169,6 +185,8 @@ function remove(which) {
   if (here) startNew();
   sidebar.show();
   const undo = () => {
+    which.writing = false;
+    markCut(which);
     store.save(which, { touch: false });
     if (here && conversation.messages.length === 0) location.hash = `c=${which.id}`;
     sidebar.show();
@@ -195,7 +213,8 @@ function exportFile(which) {
 /** Puts other messages in the place of the present ones, with a way back. */
 function replaceMessages(messages, notice) {
   const where = conversation;
-  const before = where.messages;
+  const running = answers.get(where.id);
+  const before = running?.before && !running.message.content ? running.before : where.messages;
   answers.get(where.id)?.stop();
   answers.delete(where.id);
   where.messages = messages;
@@ -306,7 +325,7 @@ function retry() {
 
 function edit(index, text) {
   // Also while an answer is on its way: that one is dropped.
-  if (!answers.has(conversation.id) && !canAsk()) return;
+  if (answers.has(conversation.id) ? !picker.value : !canAsk()) return;
   const follows = conversation.messages.length > index + 1;
   replaceMessages(
     [...conversation.messages.slice(0, index), { role: "user", content: text }],
@@ -462,9 +481,12 @@ input.addEventListener("keydown", (event) => {
 picker.addEventListener("change", () => {
   store.preferences.model = picker.value;
   store.savePreferences();
-  catchUp();
+  const latest = store.conversations.get(conversation.id);
   conversation.model = picker.value;
-  if (conversation.messages.length > 0) store.save(conversation, { touch: false });
+  if (latest) {
+    latest.model = picker.value;
+    store.save(latest, { touch: false });
+  }
   show();
 });
 get("stop").addEventListener("click", stop);
@@ -489,11 +511,15 @@ addEventListener("popstate", openFromAddress);
 addEventListener("storage", (event) => {
   const id = Store.changedBy(event);
   if (!id) return;
-  if (event.newValue === null) {
+  // What is kept now, which may be newer than the event.
+  const text = store.stored(id);
+  if (text === null) {
     answers.get(id)?.stop();
     answers.delete(id);
   }
-  store.follow(id, event.newValue, answers.get(id)?.conversation);
+  store.follow(id, text, answers.get(id)?.conversation);
+  // The way back would lose what the other tab did.
+  if (!answers.has(id)) closeUndo({ id });
   if (id !== conversation.id) return sidebar.show();
   if (!answers.has(id)) return follow(store.conversations.get(id));
   if (!settings.isInUse()) settings.show(conversation);
@@ -502,6 +528,7 @@ addEventListener("storage", (event) => {
 
 /** Shows the open conversation as another tab left it, and keeps what the person is writing here. */
 function follow(next) {
+  clearTimeout(watch.timer);
   if (!next) {
     const text = input.value;
     open(fresh());
@@ -514,7 +541,16 @@ function follow(next) {
   // A message that is being changed stays; what came meanwhile is taken over when that is done.
   if (thread.isEditing()) sidebar.show();
   else if (settings.isInUse()) catchUp();
-  else open(next);
+  else {
+    const scroller = get("scroller");
+    const { pinned } = thread;
+    const place = scroller.scrollTop;
+    open(next);
+    if (!pinned) {
+      thread.unpin();
+      scroller.scrollTop = place;
+    }
+  }
   if (isWrittenElsewhere(next)) watch(next);
 }
 document.querySelector(".skip").addEventListener("click", (event) => {
@@ -528,6 +564,13 @@ addEventListener("pagehide", () => {
     answer.leave();
     keep(answer);
   }
+});
+// A page that comes back as it was left missed what other tabs did.
+addEventListener("pageshow", (event) => {
+  if (!event.persisted) return;
+  for (const id of undos.keys()) closeUndo({ id });
+  store.load();
+  if (!thread.isEditing()) open(store.conversations.get(conversation.id) ?? fresh());
 });
 document.addEventListener("visibilitychange", () => {
   if (!document.hidden && server.state !== "ready" && server.state !== "locked") look();

@@ -53,7 +53,15 @@ export class Store {
     const told = parsed(text);
     if (text === null) this.conversations.delete(id);
     else if (!running) this.adopt(told);
-    else for (const name of ["title", ...Object.keys(DEFAULTS)]) running[name] = told?.[name] ?? running[name];
+    else
+      for (const name of ["title", "model", ...Object.keys(DEFAULTS)]) {
+        if (told && name in told) running[name] = told[name];
+      }
+  }
+
+  /** A conversation as the browser keeps it now, as text, or null. */
+  stored(id) {
+    return this.read(localStorageOrNull, CONVERSATION + id);
   }
 
   /** A conversation that is not kept before its first message. */
