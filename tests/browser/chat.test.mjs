@@ -110,6 +110,17 @@ async function ask(page, text) {
   await ended(page);
 }
 
+/** Has an answer, then waits for another that never comes; gives the text of the first. */
+async function waitForAnother(page) {
+  await ready(page);
+  await ask(page, "Hello");
+  const before = await textOf(page);
+  await page.route("**/v1/chat/completions", () => {});
+  await page.getByRole("button", { name: "Answer again" }).click();
+  await page.locator(".answer[data-state=waiting]").waitFor();
+  return before;
+}
+
 async function shot(page, name) {
   if (ARTIFACTS) await page.screenshot({ path: join(ARTIFACTS, `${name}.png`) });
 }
@@ -820,12 +831,7 @@ test("a conversation that is deleted while it is answered can be brought back an
 
 test("an edit while another answer is waited for can be undone to the answer there was", async () => {
   const page = await openPage();
-  await ready(page);
-  await ask(page, "Hello");
-  const before = await textOf(page);
-  await page.route("**/v1/chat/completions", () => {});
-  await page.getByRole("button", { name: "Answer again" }).click();
-  await page.locator(".answer[data-state=waiting]").waitFor();
+  const before = await waitForAnother(page);
   await page.locator(".question").hover();
   await page.getByRole("button", { name: "Edit and ask again" }).click();
   await page.locator(".editor textarea").fill("Hello?");
@@ -837,12 +843,7 @@ test("an edit while another answer is waited for can be undone to the answer the
 
 test("another answer can be left for good while it is waited for", async () => {
   const page = await openPage();
-  await ready(page);
-  await ask(page, "Hello");
-  const before = await textOf(page);
-  await page.route("**/v1/chat/completions", () => {});
-  await page.getByRole("button", { name: "Answer again" }).click();
-  await page.locator(".answer[data-state=waiting]").waitFor();
+  const before = await waitForAnother(page);
   await page.reload();
   await ready(page);
   assert.equal(await textOf(page), before);

@@ -266,10 +266,6 @@ pub struct End {
     pub usage: AskUsage,
 }
 
-/// What a client is told of an answer of which nothing was written in time.
-pub const NOTHING_IN_TIME: &str =
-    "nothing could be written within the time that a request may take; the server is busy: try again later";
-
 impl End {
     /// Whether time was over before anything was written.
     pub fn is_nothing_in_time(&self) -> bool {

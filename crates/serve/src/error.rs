@@ -86,6 +86,13 @@ impl ApiError {
         ApiError::new(status, "server_error", Some("unavailable"), problem.to_string())
     }
 
+    /// Time was over before anything of an answer was written.
+    pub fn nothing_in_time() -> ApiError {
+        ApiError::unavailable(
+            "nothing could be written within the time that a request may take; the server is busy: try again later",
+        )
+    }
+
     /// The server failed, which is its fault.
     pub fn internal(problem: impl std::fmt::Display) -> ApiError {
         let status = StatusCode::INTERNAL_SERVER_ERROR;

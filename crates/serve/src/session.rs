@@ -3,10 +3,7 @@
 use std::time::Instant;
 
 use crate::app::{Client, Shared};
-use crate::ask::{
-    Answers, Ask, AskUsage, Asker, Choice, End, EndReason, Format, NOTHING_IN_TIME, Piece, Prompt, Text,
-    Whole,
-};
+use crate::ask::{Answers, Ask, AskUsage, Asker, Choice, End, EndReason, Format, Piece, Prompt, Text, Whole};
 use crate::error::ApiError;
 use crate::metrics::Outcome;
 
@@ -184,7 +181,7 @@ impl Session {
         }
         let came_to_nothing = |answer: &Whole| answer.end.as_ref().is_some_and(End::is_nothing_in_time);
         match answers.iter().all(came_to_nothing) {
-            true => Err(ApiError::unavailable(NOTHING_IN_TIME)),
+            true => Err(ApiError::nothing_in_time()),
             false => Ok(answers),
         }
     }

@@ -120,20 +120,16 @@ impl Upstream {
             let text = response.text().await.unwrap_or_default();
             let problem: Value = serde_json::from_str(&text).unwrap_or_default();
             let message = problem["error"]["message"].as_str().or(problem["message"].as_str());
-            let told = message.unwrap_or("its server refuses the request").to_string();
+            let told = message.unwrap_or("its server refuses the request");
+            let (param, code) = (problem["error"]["param"].as_str(), problem["error"]["code"].as_str());
+            let field = param.unwrap_or(ask.fields.prompt);
+            // Servers of this kind begin with the field, as the error made of it does.
+            let told = told.strip_prefix(field).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(told);
             let message = format!("model '{name}': {told}");
             return Err(match status.as_u16() {
                 429 => ApiError::busy(message, wait.unwrap_or(1)),
-                400 | 404 | 422 => {
-                    let field = problem["error"]["param"].as_str().unwrap_or(ask.fields.prompt);
-                    // Servers of this kind name the field as this one does.
-                    let without = told.strip_prefix(field).and_then(|rest| rest.strip_prefix(": "));
-                    let message = format!("model '{name}': {}", without.unwrap_or(&told));
-                    match problem["error"]["code"].as_str() {
-                        Some("context_length_exceeded") => ApiError::context(field, message),
-                        _ => ApiError::field(field, message),
-                    }
-                }
+                400 if code == Some("context_length_exceeded") => ApiError::context(field, message),
+                400 | 404 | 422 => ApiError::field(field, message),
                 // That the server behind does not take this one's key is no fault of the client.
                 _ => ApiError::unavailable(message),
             });
@@ -289,7 +285,7 @@ async fn relay(
             }
             for choice in event["choices"].as_array().into_iter().flatten() {
                 let index = choice["index"].as_u64().unwrap_or(0) as usize;
-                // An answer that nobody asked for.
+                // What was not asked for is left out.
                 let Some(progress) = answers.get_mut(&index) else { continue };
                 for piece in parts(choice, chat, progress) {
                     progress.parts += 1;

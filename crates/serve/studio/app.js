@@ -160,7 +160,6 @@ function startNew() {
   if (location.hash) history.pushState(null, "", location.pathname);
   if (conversation.messages.length > 0) open(fresh());
   sidebar.clearSearch();
-  sidebar.show();
   shell.closeDrawers();
   focusInput();
 }
@@ -178,14 +177,12 @@ function remove({ id }) {
   const which = store.conversations.get(id);
   if (!which) return;
   closeUndo(which);
-  answers.get(which.id)?.stop();
-  answers.delete(which.id);
+  dropAnswer(which);
   store.remove(which);
   const here = which.id === conversation.id;
   if (here) startNew();
   sidebar.show();
   const undo = () => {
-    which.writing = false;
     markCut(which);
     store.save(which, { touch: false });
     if (here && conversation.messages.length === 0) location.hash = `c=${which.id}`;
@@ -215,20 +212,23 @@ function replaceMessages(messages, notice) {
   const where = conversation;
   const running = answers.get(where.id);
   const before = running?.before && !running.message.content ? running.before : where.messages;
-  answers.get(where.id)?.stop();
-  answers.delete(where.id);
+  dropAnswer(where);
   where.messages = messages;
-  where.writing = false;
   const undo = () => {
-    answers.get(where.id)?.stop();
-    answers.delete(where.id);
+    dropAnswer(where);
     where.messages = before;
-    where.writing = false;
     store.save(where);
     if (where === conversation) open(where);
   };
   closeUndo(where);
   if (notice) undos.set(where.id, notify(notice, { label: "Undo", run: undo }));
+}
+
+/** Ends the answer that is on its way, and forgets it. */
+function dropAnswer(which) {
+  answers.get(which.id)?.stop();
+  answers.delete(which.id);
+  which.writing = false;
 }
 
 /** Takes the way back away, where it would lose what came after. */
@@ -514,8 +514,7 @@ addEventListener("storage", (event) => {
   // What is kept now, which may be newer than the event.
   const text = store.stored(id);
   if (text === null) {
-    answers.get(id)?.stop();
-    answers.delete(id);
+    dropAnswer({ id });
   }
   store.follow(id, text, answers.get(id)?.conversation);
   // The way back would lose what the other tab did.

@@ -72,8 +72,8 @@ export class Settings {
     if (!(field.name in DEFAULTS)) return;
     const value = field.name === "system" ? field.value : readNumber(field.value, NUMBERS[field.name]);
     if (value === undefined || field.validity.badInput) {
-      const { least, most } = NUMBERS[field.name];
-      const range = most > 2 ? `a whole number from ${least} on` : `${least} to ${most}`;
+      const { least, most, whole } = NUMBERS[field.name];
+      const range = whole ? `a whole number from ${least} on` : `${least} to ${most}`;
       const counts = this.conversation[field.name];
       return this.say(field, `Give ${range}. Until then ${counts === null ? "it is as if empty" : `${counts} counts`}.`);
     }

@@ -20,8 +20,7 @@ export class Sidebar {
     this.search.addEventListener("keydown", (event) => {
       if (event.key !== "Escape" || !this.search.value) return;
       event.stopPropagation();
-      this.search.value = "";
-      this.show();
+      this.clearSearch();
     });
     this.menu.addEventListener("click", (event) => this.chose(event.target.closest("[data-action]")));
     this.menu.addEventListener("keydown", (event) => this.moveInMenu(event));
@@ -34,6 +33,7 @@ export class Sidebar {
   /** Shows all conversations again. */
   clearSearch() {
     this.search.value = "";
+    this.show();
   }
 
   /** Draws the list anew. */

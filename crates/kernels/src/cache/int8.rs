@@ -1,9 +1,9 @@
 //! Keys and values as int8, for AVX-512.
 
+use super::fp16::exponent_below;
 use crate::Isa;
-use crate::grouped::fp16::{exponent_below, first, largest};
-pub(super) use crate::grouped::int8::ELEMENTS;
-use crate::grouped::int8::scale;
+use crate::grouped::fp16::{first, largest};
+use crate::grouped::int8::{ELEMENTS, scale};
 use crate::grouped::{Family, GROUP, fp16::Fp16};
 use std::arch::x86_64::*;
 
@@ -43,7 +43,7 @@ pub(super) fn set_column(isa: Isa, key: &[f32], columns: usize, column: usize, p
 }
 
 /// Writes a value by one power of two for all dimensions: a byte of each half of a word for each, the first or the second. Returns, as fp16, the
-/// exponent of the power that undoes it; of what is not finite, and of zeros, as [`set_halves`](crate::grouped::fp16::set_halves) does.
+/// exponent of the power that undoes it; of what is not finite, and of zeros, as [`set_halves`](super::fp16::set_halves) does.
 ///
 /// # Panics
 /// Where the CPU lacks the instructions or `words` are too few.

@@ -2,20 +2,20 @@
 
 mod form;
 #[cfg(target_arch = "x86_64")]
-mod int8;
+pub(crate) mod fp16;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod int8;
 mod new_positions;
 
 pub use form::CacheFormat;
 pub(crate) use form::Layout;
-#[cfg(target_arch = "x86_64")]
-pub(crate) use int8::VALUES_BELOW;
 pub use new_positions::NewPositions;
 
 use crate::Isa;
 use crate::attention::Heads;
 use crate::buffer::Lines;
 #[cfg(target_arch = "x86_64")]
-use crate::grouped::fp16;
+use crate::grouped::fp16::ELEMENTS;
 use crate::tile::Panels;
 use form::Form;
 
@@ -174,7 +174,7 @@ impl KeyValueCache {
     /// The exponents of the values of one head, as fp16: those of the first panel, and how far the next are.
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn value_exponents(&self, head: usize) -> (&[u32], usize) {
-        let start = (head + 1) * self.form.head_words - self.form.columns / fp16::ELEMENTS;
+        let start = (head + 1) * self.form.head_words - self.form.columns / ELEMENTS;
         (&self.keys.words()[start..], self.form.panel_words())
     }
 

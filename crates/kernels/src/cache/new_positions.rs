@@ -2,9 +2,9 @@
 
 use super::form::{CacheFormat, Form, Layout};
 #[cfg(target_arch = "x86_64")]
-use super::int8;
+use super::{fp16, int8};
 #[cfg(target_arch = "x86_64")]
-use crate::grouped::{GROUP, fp16};
+use crate::grouped::{GROUP, fp16::ELEMENTS, int8::ELEMENTS as BYTES};
 use crate::tile::bfloat16;
 
 /// Words of keys that are rounded at one time.
@@ -79,8 +79,8 @@ impl NewPositions<'_> {
     #[cfg(target_arch = "x86_64")]
     fn write_fp16(&mut self, position: usize, keys: &[f32], values: &[f32]) {
         let Form { isa, columns, key_words, head_words, padded_dimension: padded, .. } = self.form;
-        let (d, row) = (self.form.heads.dimension, position / fp16::ELEMENTS * self.form.row_words());
-        let vector = columns / fp16::ELEMENTS;
+        let (d, row) = (self.form.heads.dimension, position / ELEMENTS * self.form.row_words());
+        let vector = columns / ELEMENTS;
         // Not chunks of heads: their number takes a division each, which a single position feels.
         for head in 0..self.form.heads.key_value_heads {
             let (words, exponents) = self.keys[head * head_words..][..head_words].split_at_mut(key_words);
@@ -89,7 +89,7 @@ impl NewPositions<'_> {
             };
             let keys = keys[head * d..][..d].chunks(GROUP);
             for (group, keys) in keys.enumerate() {
-                let words = &mut words[group * GROUP / fp16::ELEMENTS * columns..];
+                let words = &mut words[group * GROUP / ELEMENTS * columns..];
                 set(group, fp16::set_column(isa, keys, columns, position, words));
             }
             let row = &mut self.values[row + head * padded..][..d];
@@ -106,7 +106,7 @@ impl NewPositions<'_> {
         for head in 0..self.form.heads.key_value_heads {
             let (words, scales) = self.keys[head * head_words..][..head_words].split_at_mut(key_words);
             for (group, keys) in keys[head * d..][..d].chunks(GROUP).enumerate() {
-                let words = &mut words[group * GROUP / int8::ELEMENTS * columns..];
+                let words = &mut words[group * GROUP / BYTES * columns..];
                 let scale = int8::set_column(isa, keys, columns, position, words);
                 scales[group * columns + position] = scale.to_bits();
             }

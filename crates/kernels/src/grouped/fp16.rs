@@ -10,14 +10,14 @@ use std::arch::x86_64::*;
 /// Elements of a word.
 pub(crate) const ELEMENTS: usize = 2;
 /// Words of a group.
-const STEPS: usize = GROUP / ELEMENTS;
+pub(crate) const STEPS: usize = GROUP / ELEMENTS;
 /// Values are scaled to less than 2^(`TOP` + 1), so that a sum of 128 products is at most half of what fp16 holds.
 const TOP: u32 = 3;
 
 /// Rounds up to [`GROUP`] values, two to a word, and returns the scale that undoes theirs. The last word is filled up with a zero.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn round(values: &[f32], words: &mut [u32]) -> f32 {
+pub(crate) fn round(values: &[f32], words: &mut [u32]) -> f32 {
     let (factor, inverse) = scale(largest(values));
     let narrow = |mask, from: *const f32| {
         // SAFETY: the elements of the mask are there to be read.
@@ -133,23 +133,6 @@ pub(crate) fn fill_column(isa: Isa, row: &[f32], columns: usize, column: usize, 
     unsafe { pack(row, columns, column, panel) };
 }
 
-/// Writes one column of a group of a panel, and returns the exponent, as fp16, of the power of two that undoes the scale of its values.
-///
-/// # Panics
-/// Where the CPU lacks the instructions.
-pub(crate) fn set_column(isa: Isa, values: &[f32], columns: usize, column: usize, group: &mut [u32]) -> u16 {
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    fn set(values: &[f32], columns: usize, column: usize, group: &mut [u32]) -> u16 {
-        let mut words = [0; STEPS];
-        let scale = round(values, &mut words);
-        words.iter().zip(group.chunks_exact_mut(columns)).for_each(|(word, to)| to[column] = *word);
-        exponent(scale)
-    }
-    assert!(Fp16::usable(isa) && values.len() <= GROUP);
-    // SAFETY: checked right before.
-    unsafe { set(values, columns, column, group) }
-}
-
 /// The bits of a whole number in fp16, of up to eleven bits.
 pub(crate) fn whole(number: i16) -> u16 {
     // f32 has three more bits of exponents, and digits that are zero.
@@ -169,57 +152,9 @@ pub(crate) fn exponent(scale: f32) -> u16 {
 
 const LARGEST_EXPONENT: i16 = 127 - TOP as i16;
 
-/// Values of attention are scaled to less than two to the power of this. Their own eleven bits then go down to 2^-15 of the largest of
-/// a position; what is left of the range of fp16 is for their weights, which are never below zero.
-pub(crate) const VALUES_BELOW: i16 = 2;
-
 /// Bits of fp16.
-const MINUS_INFINITY: u16 = 0xfc00;
-const NOT_A_NUMBER: u16 = 0x7e00;
-
-/// The power of two that brings a magnitude, given by its bits, from below two to the power of `below`, and the same as fp16: not a number where
-/// the magnitude is none or infinite, and minus infinity where it is zero, since what that is multiplied into takes no room from others.
-pub(crate) fn exponent_below(largest: u32, below: i16) -> (i16, u16) {
-    let power = (largest >> 23) as i16 - 126 - below;
-    match largest {
-        0 => (power, MINUS_INFINITY),
-        _ if largest < f32::INFINITY.to_bits() => (power, whole(power)),
-        _ => (power, NOT_A_NUMBER),
-    }
-}
-
-/// Rounds values by one power of two for all, and sets one half of a word for each: the first, or the second. Returns, as fp16, the
-/// exponent of the power that undoes it ([`exponent_below`]). Where one of the values is not finite the halves are zero.
-///
-/// # Panics
-/// Where the CPU lacks the instructions.
-pub(crate) fn set_halves(isa: Isa, values: &[f32], second: bool, words: &mut [u32]) -> u16 {
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    fn set(values: &[f32], second: bool, words: &mut [u32]) -> u16 {
-        let largest = largest(values);
-        let (power, exponent) = exponent_below(largest, VALUES_BELOW);
-        let down = _mm512_set1_ps((-power).into());
-        let keep = _mm512_set1_epi32(if second { 0xffff } else { 0 });
-        let shift = _mm_cvtsi32_si128(if second { 16 } else { 0 });
-        for (values, words) in values.chunks(16).zip(words.chunks_mut(16)) {
-            let mask = first(values.len());
-            let taken = if largest < f32::INFINITY.to_bits() { mask } else { 0 };
-            // SAFETY: loads and stores are of the elements that the masks stand for: a chunk of words has as many.
-            unsafe {
-                let scaled =
-                    _mm512_maskz_scalef_ps(taken, _mm512_maskz_loadu_ps(taken, values.as_ptr()), down);
-                let narrow = _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(scaled);
-                let halves = _mm512_sll_epi32(_mm512_cvtepu16_epi32(narrow), shift);
-                let others = _mm512_and_si512(_mm512_maskz_loadu_epi32(mask, words.as_ptr().cast()), keep);
-                _mm512_mask_storeu_epi32(words.as_mut_ptr().cast(), mask, _mm512_or_si512(others, halves));
-            }
-        }
-        exponent
-    }
-    assert!(Fp16::usable(isa) && words.len() == values.len());
-    // SAFETY: checked right before.
-    unsafe { set(values, second, words) }
-}
+pub(crate) const MINUS_INFINITY: u16 = 0xfc00;
+pub(crate) const NOT_A_NUMBER: u16 = 0x7e00;
 
 /// Reads a column of a panel.
 ///

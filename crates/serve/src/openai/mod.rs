@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use strata_data::Role;
 use utoipa::ToSchema;
 
-use crate::ask::{AskUsage, End, EndReason, NOTHING_IN_TIME, TokenPiece};
+use crate::ask::{AskUsage, End, EndReason, TokenPiece};
 use crate::error::ApiError;
 
 /// One text or several.
@@ -73,7 +73,7 @@ pub struct StreamOptions {
 fn error_of(end: &End, answers: usize) -> Option<ApiError> {
     match &end.reason {
         EndReason::Failed(problem) => Some(ApiError::internal(problem)),
-        _ if answers == 1 && end.is_nothing_in_time() => Some(ApiError::unavailable(NOTHING_IN_TIME)),
+        _ if answers == 1 && end.is_nothing_in_time() => Some(ApiError::nothing_in_time()),
         _ => None,
     }
 }

@@ -17,7 +17,7 @@ const HALF: usize = Fp16::COLUMNS / 2;
 impl Held for Bytes {
     const ELEMENTS: usize = int8::ELEMENTS;
     const SCALE_WORDS: usize = Fp16::COLUMNS;
-    const VALUES_BELOW: i16 = cache::VALUES_BELOW;
+    const VALUES_BELOW: i16 = cache::int8::VALUES_BELOW;
     type Values = Fp16OfBytes;
 
     fn usable(isa: Isa) -> bool {

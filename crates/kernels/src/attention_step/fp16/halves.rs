@@ -3,6 +3,7 @@
 use super::scores::{Held, Operands};
 use super::vector::{VECTOR, load};
 use crate::Isa;
+use crate::cache;
 use crate::grouped::fp16::{self, Fp16, exponent, join, prepare};
 use crate::grouped::{Family, row_words};
 use std::arch::x86_64::*;
@@ -13,7 +14,7 @@ pub(in crate::attention_step) struct Halves;
 impl Held for Halves {
     const ELEMENTS: usize = fp16::ELEMENTS;
     const SCALE_WORDS: usize = VECTOR;
-    const VALUES_BELOW: i16 = fp16::VALUES_BELOW;
+    const VALUES_BELOW: i16 = cache::fp16::VALUES_BELOW;
     type Values = Fp16;
 
     fn usable(isa: Isa) -> bool {
