@@ -78,21 +78,21 @@ def memory_bytes(pid: int) -> int:
     return int(found[1]) * 1024
 
 
-def start(binary: str, home: Path, log: Path, *arguments: str) -> Running:
-    """Starts a server of the models in `home` on a free port, and waits until it is ready."""
+def start(binary: str, home: Path, log: Path, *arguments: str, patience: float | None = PATIENCE) -> Running:
+    """Starts a server of the models in `home` on a free port, and waits until it is ready, or, with no patience, until it listens."""
     environment = {**os.environ, "STRATA_HOME": str(home)}
     with log.open("wb") as file:
         command = [binary, "serve", "--port", "0", *arguments]
         process = subprocess.Popen(
             command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, env=environment
         )
-    until = time.monotonic() + PATIENCE
+    until = time.monotonic() + (patience or PATIENCE)
     while time.monotonic() < until:
         if process.poll() is not None:
             break
         if found := re.search(r"http://[0-9.]+:\d+", log.read_text(errors="replace")):
             server = Running(found[0], process, log)
-            if ready(server.url):
+            if patience is None or ready(server.url):
                 return server
         time.sleep(0.05)
     process.kill()

@@ -319,14 +319,29 @@ def test_extreme_numbers_give_answers_with_numbers(server, model, options):
 # ---- too much
 
 
-def test_what_cannot_be_had_together_is_refused(server, model, base):
+def test_what_cannot_be_had_together_is_refused(server, model):
     tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
     body = {"model": model, "messages": HELLO, "tools": [tool], "response_format": {"type": "json_object"}}
     for path in ("/v1/chat/completions", "/v2/chat"):
         check_error(server.post(path, body), 400, "response_format")
     assert server.post("/v1/chat/completions", {**body, "tool_choice": "none"}).status_code == 200
-    echo = {"model": base, "prompt": "Once", "echo": True, "logprobs": 1, "max_tokens": 1}
-    check_error(server.post("/v1/completions", echo), 400, "echo")
+
+
+def test_a_stop_that_is_too_long_is_refused(server, model, base):
+    long = "x" * 1001
+    for path, field, body in (
+        ("/v1/chat/completions", "stop[1]", {"messages": HELLO, "stop": ["a", long]}),
+        ("/v1/completions", "stop[0]", {"prompt": "a", "stop": long}),
+        ("/v2/chat", "stop_sequences[0]", {"messages": HELLO, "stop_sequences": [long]}),
+        ("/v1/generate", "end_sequences[0]", {"prompt": "a", "end_sequences": [long]}),
+    ):
+        check_error(server.post(path, {"model": model, **body}), 400, field)
+
+
+@pytest.mark.parametrize("key", ["01", "+1", " 1", "1.0", "-1", "x"])
+def test_a_token_has_one_number(server, model, key):
+    body = {"model": model, "messages": HELLO, "logit_bias": {"1": 1, key: 1}}
+    check_error(server.post("/v1/chat/completions", body), 400, f"logit_bias.{key}")
 
 
 def test_a_prompt_longer_than_the_context_is_refused(server, model):

@@ -379,9 +379,27 @@ def test_version_1_calls_tools_and_takes_results(co1, model):
         assert call.name == "look_up" and isinstance(call.parameters, dict)
     result = {"call": {"name": "look_up", "parameters": {"name": "a", "count": 1}}, "outputs": [{"found": 3}]}
     answer = co1.chat(message="", model=model, tools=[TOOL_V1], tool_results=[result], max_tokens=20)
-    assert isinstance(answer.text, str)
-    again = co1.chat(message="So?", model=model, chat_history=answer.chat_history, max_tokens=5)
-    assert isinstance(again.text, str)
+    assert [turn.role for turn in answer.chat_history] == ["TOOL", "CHATBOT"]
+
+    # What the call gave is still there when the history comes back.
+    def tokens(outputs: list[dict]) -> int:
+        result["outputs"] = outputs
+        answer = co1.chat(message="", model=model, tool_results=[result], max_tokens=1)
+        again = co1.chat(message="So?", model=model, chat_history=answer.chat_history, max_tokens=1)
+        return again.meta.tokens.input_tokens
+
+    assert tokens([{"found": "three boats and a lamp at the market"}]) > tokens([{"found": 3}])
+
+
+def test_version_1_takes_results_that_the_user_has(co1, model):
+    result = {"call": {"name": "look_up", "parameters": {}}, "outputs": [{"found": 3}]}
+
+    def tokens(**turn) -> int:
+        history = [{"role": "USER", "message": "How many?", **turn}]
+        answer = co1.chat(message="So?", model=model, chat_history=history, max_tokens=1)
+        return answer.meta.tokens.input_tokens
+
+    assert tokens(tool_results=[result]) > tokens()
 
 
 def test_version_1_has_forms(co1, model):
@@ -500,6 +518,11 @@ def test_likelihoods_are_those_of_the_tokens(co1, base):
     # The mean is of single precision, and the values are.
     assert generation.likelihood == pytest.approx(sum(values) / len(values), rel=1e-5)
     assert co1.generate(**options).generations[0].likelihood is None
+    everything = co1.generate(return_likelihoods="ALL", **options).generations[0]
+    assert "".join(token.token for token in everything.token_likelihoods) == options["prompt"] + generation.text
+    assert [token.likelihood for token in everything.token_likelihoods[-len(values) :]] == values
+    known = [token.likelihood for token in everything.token_likelihoods if token.likelihood is not None]
+    assert everything.likelihood == pytest.approx(sum(known) / len(known), rel=1e-5)
 
 
 def test_a_long_prompt_is_cut_or_refused_as_asked(co1, base):

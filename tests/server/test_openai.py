@@ -546,6 +546,57 @@ def test_an_echo_is_the_prompt_as_it_came(client, base, streamed):
     assert text == prompt + plain
 
 
+def choices(client, streamed: bool, **options) -> list[openai.types.CompletionChoice]:
+    """The choices of a completion; those of a stream put together."""
+    if not streamed:
+        return client.completions.create(**options).choices
+    whole: dict[int, openai.types.CompletionChoice] = {}
+    for chunk in client.completions.create(stream=True, **options):
+        for choice in chunk.choices:
+            before = whole.setdefault(choice.index, choice)
+            if before is not choice:
+                before.text += choice.text
+                for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+                    getattr(before.logprobs, name).extend(getattr(choice.logprobs, name) if choice.logprobs else [])
+    return [whole[index] for index in sorted(whole)]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_text_is_measured_by_the_log_probabilities_of_its_tokens(client, base, streamed):
+    options = {"model": base, "logprobs": 2, "temperature": 0}
+    written = client.completions.create(prompt="Once there was", max_tokens=6, **options).choices[0]
+    text = "Once there was" + written.text
+    # As tools that measure models ask: nothing, or one token, is written.
+    for most in (0, 1):
+        (found,) = choices(client, streamed, prompt=text, echo=True, max_tokens=most, **options)
+        told = found.logprobs
+        assert found.text.startswith(text) and "".join(told.tokens) == found.text
+        assert len(told.tokens) == len(told.token_logprobs) == len(told.top_logprobs) == len(told.text_offset)
+        for token, offset in zip(told.tokens, told.text_offset, strict=True):
+            assert found.text[offset:].startswith(token)
+        count = len(told.tokens) - most
+        start = count - len(written.logprobs.tokens)
+        if told.tokens[start:count] == written.logprobs.tokens:
+            again = told.token_logprobs[start:count]
+            assert again == pytest.approx(written.logprobs.token_logprobs, abs=1e-4)
+            # What was written was the likeliest.
+            assert all(value == max(top.values()) for value, top in zip(again, told.top_logprobs[start:count]))
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_tokens_are_measured_too_and_several_prompts_at_once(client, base, streamed):
+    tokens = client.post("/tokenize", body={"model": base, "text": "Once there was"}, cast_to=object)["tokens"]
+    options = {"model": base, "logprobs": 1, "temperature": 0, "echo": True, "max_tokens": 1, "n": 2}
+    found = choices(client, streamed, prompt=[tokens, tokens[:2]], **options)
+    assert [len(choice.logprobs.tokens) for choice in found] == [len(tokens) + 1] * 2 + [3] * 2
+    for choice in found:
+        first, *others = choice.logprobs.token_logprobs
+        assert first is None and choice.logprobs.top_logprobs[0] is None
+        assert all(-9999 <= value <= 0 for value in others)
+    assert found[0].text.startswith("Once there was")
+    assert found[2].logprobs.token_logprobs[:2] == found[0].logprobs.token_logprobs[:2]
+
+
 def test_log_probabilities_of_a_continuation_are_parallel_lists(client, base):
     answer = client.completions.create(
         model=base, prompt="Once there was", max_tokens=6, logprobs=3, temperature=0

@@ -5,8 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
+import shutil
 import signal
+import socket
 import subprocess
+import time
+from pathlib import Path
 
 import httpx
 import openai
@@ -23,9 +28,9 @@ def own(binary, homes):
     """Starts servers that end with the test."""
     servers: list[Running] = []
 
-    def start(*arguments: str, home=None) -> Running:
+    def start(*arguments: str, home=None, **options) -> Running:
         home = home or homes()
-        servers.append(running.start(binary, home, home / "log", *arguments))
+        servers.append(running.start(binary, home, home / "log", *arguments, **options))
         return servers[-1]
 
     yield start
@@ -55,6 +60,9 @@ def test_the_last_key_leaves_nobody_in_by_going(binary, homes, own):
     assert secret.encode() not in database
     server = own(home=home)
     assert secret not in server.log.read_text()
+    assert server.get("/v1/models").status_code == 401
+    # A server that was closed is not opened by revoking a key.
+    running.keys(binary, home, "revoke", "lab")
     assert server.get("/v1/models").status_code == 401
 
 
@@ -203,3 +211,187 @@ def test_a_log_in_a_file_has_no_colours(server):
     if server.log is None:
         pytest.skip("the log of a server that is given is not known")
     assert "\x1b" not in server.log.read_text()
+
+def test_a_new_key_has_nothing_of_one_that_was_revoked(binary, homes, own, model):
+    home = homes()
+    old = running.create_key(binary, home, "old")
+    server = own(home=home)
+    body = {"model": model, "messages": [{"role": "user", "content": "one two three four " * 12}], "max_tokens": 1}
+
+    def ask(secret: str) -> httpx.Response:
+        return server.post("/v1/chat/completions", body, headers={"authorization": f"Bearer {secret}"})
+
+    cached = [ask(old).json()["usage"]["prompt_tokens_details"]["cached_tokens"] for _ in range(4)]
+    assert cached[0] == 0 and cached[-1] > 0
+    running.keys(binary, home, "revoke", "old")
+    new = running.create_key(binary, home, "old", "--requests-per-minute", "1")
+    first = ask(new)
+    assert first.status_code == 200, "what the old key used up is not the new one's"
+    assert first.json()["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+    assert ask(new).status_code == 429
+
+
+def test_an_answer_that_is_broken_off_is_paid_for(binary, homes, own, base):
+    home = homes()
+    secret = running.create_key(binary, home, "hasty", "--tokens-per-minute", "1")
+    headers = {"authorization": f"Bearer {secret}"}
+    server = own(home=home)
+    body = {"model": base, "prompt": "Once", "max_tokens": 400, "stream": True, "n": 2}
+    url = server.url + "/v1/completions"
+    with httpx.stream("POST", url, json=body, headers=headers, timeout=PATIENCE) as answer:
+        assert answer.status_code == 200
+        next(answer.iter_lines())
+    server.wait_idle()
+    assert server.post("/v1/completions", body, headers=headers).status_code == 429
+    (line,) = [line for line in server.log.read_text().splitlines() if 'key="hasty" outcome=' in line]
+    told = dict(part.split("=") for part in line.split() if "_tokens=" in part)
+    assert int(told["prompt_tokens"]) > 0 and int(told["completion_tokens"]) > 0, line
+
+
+def test_the_texts_of_tokens_count_as_requests_too(keyed, model):
+    headers = {"authorization": f"Bearer {keyed.keys['slow']}"}
+    bodies = [("/v1/tokenize", {"text": "sea"}), ("/v1/detokenize", {"tokens": [300]})] * 2
+    answers = [keyed.post(path, {"model": model, **body}, headers=headers) for path, body in bodies]
+    assert answers[-1].status_code == 429 and answers[-1].json()["error"]["code"] == "rate_limit_exceeded"
+
+
+def test_a_key_beyond_its_limit_has_no_model_loaded_and_none_unloaded(binary, homes, own, models):
+    home = homes()
+    secret = running.create_key(binary, home, "lab", "--requests-per-minute", "1")
+    server = own("--loaded", "1", home=home)
+    headers = {"authorization": f"Bearer {secret}"}
+    before = server.log.read_text().count("model loaded")
+    answers = [
+        server.post("/v2/chat", {"model": name, "messages": HELLO, "max_tokens": 1}, headers=headers)
+        for name in [*models, *models]
+    ]
+    assert [answer.status_code for answer in answers[1:]] == [429] * (len(answers) - 1)
+    assert server.log.read_text().count("model loaded") <= before + 1
+    assert server.metric("strata_requests_total", outcome="refused") == len(answers) - 1
+
+
+def test_counters_go_on_when_a_model_is_loaded_again(own, models):
+    if len(models) < 2:
+        pytest.skip("one model is never unloaded for another")
+    server = own("--loaded", "1")
+    first, second = models[:2]
+
+    def ask(model: str) -> float:
+        body = {"model": model, "messages": HELLO, "max_tokens": 3}
+        assert server.post("/v2/chat", body).status_code == 200
+        server.wait_idle()
+        assert server.metric("strata_loaded_models") == 1
+        return server.metric("strata_completion_tokens_total", model=first)
+
+    counts = [ask(model) for model in (first, second, first, second, first)]
+    assert counts == sorted(counts) and counts[-1] > counts[2] > counts[1] == counts[0] > 0
+
+
+def broken(home, models) -> str:
+    """Makes the first model of a home one whose weights end early; its name."""
+    source = (home / "models").resolve()
+    (home / "models").unlink()
+    shutil.copytree(source, home / "models", symlinks=True)
+    weights = home / "models" / models[0] / "model.safetensors"
+    os.truncate(weights, 3000)
+    return models[0]
+
+
+def test_a_server_is_ready_when_its_default_model_is(binary, homes, own, models):
+    home = homes()
+    name = broken(home, models)
+    whole = Path(os.environ["STRATA_HOME"]) / "models" / name / "model.safetensors"
+    with pytest.raises(RuntimeError):
+        running.start(binary, home, home / "log", patience=3)
+    server = own(home=home, patience=None)
+    assert server.get("/health").status_code == 200
+    assert server.get("/ready").json() == {"status": "not ready"}
+    # Others are served, and where models lie is not told.
+    if len(models) > 1:
+        assert server.post("/v2/chat", {"model": models[-1], "messages": HELLO, "max_tokens": 1}).is_success
+    answer = server.post("/v2/chat", {"model": name, "messages": HELLO})
+    assert answer.status_code == 503 and str(home) not in answer.text
+    (line, *_) = [line for line in server.log.read_text().splitlines() if "a model cannot be loaded" in line]
+    assert str(home) in line
+    shutil.copyfile(whole, home / "models" / name / "model.safetensors")
+    until = time.monotonic() + PATIENCE
+    while not running.ready(server.url) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert running.ready(server.url)
+
+
+def test_a_model_that_is_named_and_cannot_be_loaded_ends_the_server(binary, homes, models):
+    home = homes()
+    command = [binary, "serve", "--port", "0", "--model", broken(home, models)]
+    environment = {**os.environ, "STRATA_HOME": str(home)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, env=environment)
+    assert done.returncode == 1 and "cannot be loaded" in done.stderr.splitlines()[-1], done.stderr
+
+
+def test_a_log_that_cannot_be_written_costs_no_request(binary, homes, model):
+    command = [binary, "serve", "--port", "0"]
+    environment = {**os.environ, "STRATA_HOME": str(homes())}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        url = re.search(r"http://[0-9.]+:\d+", process.stderr.readline())[0]
+        process.stderr.close()
+        server = Running(url, process)
+        for _ in range(5):
+            assert server.get("/health").status_code == 200
+            assert server.post("/v2/chat", {"model": model, "messages": HELLO, "max_tokens": 2}).is_success
+    finally:
+        process.kill()
+        process.wait(PATIENCE)
+
+
+def test_a_second_signal_does_not_wait_for_answers(own, base):
+    server = own("--grace", "60")
+    half = socket.create_connection(("127.0.0.1", server.port))
+    half.sendall(b"POST /v2/chat HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{")
+    assert server.get("/health").status_code == 200
+    server.process.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        server.process.wait(1)
+    server.process.send_signal(signal.SIGINT)
+    assert server.process.wait(10) == 130
+    half.close()
+
+
+@pytest.mark.parametrize("name", ["LOCALHOST", "localhost.", "127.0.0.5:80", "[::1]:8080", "localhost:9"])
+def test_every_name_of_the_loopback_is_this_machine(server, name):
+    assert server.get("/health", headers={"host": name}).status_code == 200
+
+
+@pytest.mark.parametrize("header", ["x-forwarded-for", "forwarded", "x-real-ip", "via", "x-forwarded-proto"])
+def test_without_keys_nobody_comes_in_through_a_proxy(server, header):
+    answer = server.get("/v1/models", headers={header: "203.0.113.9"})
+    assert answer.status_code == 403 and "keys" in answer.json()["message"]
+
+
+def test_a_request_is_found_in_the_log_by_the_name_and_the_address_that_a_proxy_gave_it(keyed, model):
+    headers = {
+        "authorization": f"Bearer {keyed.keys['free']}",
+        "x-request-id": "proxy-7.a_b",
+        "x-forwarded-for": "203.0.113.9",
+    }
+    answer = keyed.post("/v2/chat", {"model": model, "messages": HELLO, "max_tokens": 1}, headers=headers)
+    assert answer.headers["x-request-id"] == "proxy-7.a_b"
+    wrong = keyed.get("/v1/models", headers={**headers, "authorization": "Bearer no", "x-request-id": "a b"})
+    assert wrong.status_code == 401 and wrong.headers["x-request-id"].startswith("req_")
+    keyed.wait_idle()
+    lines = [line for line in keyed.log.read_text().splitlines() if " request " in line]
+    assert any("proxy-7.a_b" in line and 'forwarded="203.0.113.9"' in line and 'key="free"' in line for line in lines)
+    assert any(wrong.headers["x-request-id"] in line and "peer=127.0.0.1" in line for line in lines)
+
+
+def test_open_connections_are_counted(server):
+    with socket.create_connection(("127.0.0.1", server.port)):
+        assert server.metric("strata_connections") >= 2
+
+
+@pytest.mark.parametrize("level", ["verbose", "nonsense=foo=bar"])
+def test_a_level_of_the_log_that_there_is_not_is_told(binary, tmp_path, level):
+    environment = {**os.environ, "STRATA_HOME": str(tmp_path), "STRATA_LOG": level}
+    command = [binary, "serve", "--port", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, env=environment)
+    assert done.returncode == 2 and "STRATA_LOG" in done.stderr

@@ -3,6 +3,7 @@
 use strata_model::{Inference, Input, ModelError, State, Wanted};
 use strata_tensor::Cpu;
 
+use crate::sampler::{NOT_NUMBERS, are_numbers};
 use crate::{Sampler, Sampling};
 
 /// When a generation ends.
@@ -46,6 +47,9 @@ pub enum GenerateError {
         /// What is wrong and what to do.
         problem: String,
     },
+    /// The model computes nothing of use.
+    #[error("{NOT_NUMBERS}")]
+    NotNumbers,
 }
 
 /// Tokens of prompts that are read in one pass at most, so that memory stays bounded.
@@ -149,6 +153,9 @@ fn read_prompts(
         let mut logits = model.step(cpu, &mut inputs, Wanted::Last)?;
         for (state, logits) in states.into_iter().zip(logits.chunks_exact_mut(model.config().vocab_size)) {
             let index = sequences.len();
+            if !are_numbers(logits) {
+                return Err(GenerateError::NotNumbers);
+            }
             let mut sampler = Sampler::new(cpu.isa(), sampling, index as u64);
             let next = sampler.choose(logits);
             sequences.push(Sequence { index, state, next, sampler, tokens: Vec::new() });

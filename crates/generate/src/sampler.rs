@@ -207,6 +207,15 @@ fn keep_likeliest(candidates: &mut Vec<(u32, f32)>, wanted: f64, weight_of: impl
     }
 }
 
+/// What is said of a model whose logits are no numbers.
+pub(crate) const NOT_NUMBERS: &str =
+    "the model computes no numbers; its weights are damaged, or were when it was trained";
+
+/// Whether all logits are numbers: a token chosen among others would be chosen by chance, and the text look like an answer.
+pub(crate) fn are_numbers(logits: &[f32]) -> bool {
+    !logits.iter().any(|logit| logit.is_nan())
+}
+
 /// Natural logarithm of the probability that the model gives each token: `logits - ln Σ exp(logits)`.
 pub fn log_probabilities(isa: Isa, logits: &[f32]) -> Vec<f32> {
     let shift = log_sum_exp(isa, logits);

@@ -101,10 +101,23 @@ pub fn read_tensors(
 pub fn write_weights(path: &Path, tensors: &[NamedTensor]) -> Result<(), ModelError> {
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
     let views = tensors.iter().map(|tensor| (tensor.name.as_str(), Stored(tensor)));
+    // The library makes a file for its owner alone; a model is to be read by whoever may read its folder, under the process's file mode mask
+    // like any other file.
+    let ordinary = ordinary_permissions(path).map_err(ModelError::io("write", path))?;
     safetensors::serialize_to_file(views, Some(metadata), path).map_err(|error| match error {
         safetensors::SafeTensorError::IoError(source) => ModelError::io("write", path)(source),
         other => ModelError::io("write", path)(std::io::Error::other(other.to_string())),
-    })
+    })?;
+    std::fs::set_permissions(path, ordinary).map_err(ModelError::io("write", path))
+}
+
+/// Those that a new file beside `path` has.
+fn ordinary_permissions(path: &Path) -> std::io::Result<std::fs::Permissions> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    Ok(builder.tempfile_in(folder)?.as_file().metadata()?.permissions())
 }
 
 /// The weights files of a folder, in the order of their names.

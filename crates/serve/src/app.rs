@@ -1,10 +1,11 @@
 //! What all handlers share, and the bounds they keep.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use crate::catalog::Catalog;
+use crate::error::ApiError;
 use crate::keys::{Key, KeyError, Keys};
 use crate::limiter::Limiter;
 use crate::metrics::Metrics;
@@ -49,10 +50,12 @@ pub struct App {
     pub bounds: Bounds,
     /// What is measured.
     pub metrics: Metrics,
-    /// Whether only this machine can reach the server.
-    pub loopback: bool,
-    /// Whether requests are answered at once.
+    /// Whether requests need a key, as far as was seen.
+    pub closed: AtomicBool,
+    /// Whether the default model was loaded.
     pub ready: AtomicBool,
+    /// Whether the server is being stopped.
+    pub stopping: AtomicBool,
     /// Whether prompts and answers are written to the log.
     pub log_content: bool,
 }
@@ -61,12 +64,28 @@ pub struct App {
 pub type Shared = Arc<App>;
 
 impl App {
-    /// Whether a request needs a key: always where others can reach the server, and as soon as there is a key.
+    /// Whether a request needs a key: from the beginning where others can reach the server or there is a key, else from the first key on. A server that was closed once
+    /// is not opened by revoking the last key.
     ///
     /// # Errors
     /// The key database fails.
     pub fn needs_key(&self) -> Result<bool, KeyError> {
-        Ok(!self.loopback || self.keys.any()?)
+        if !self.closed.load(Relaxed) && self.keys.any()? && !self.closed.swap(true, Relaxed) {
+            tracing::info!("requests need a key");
+        }
+        Ok(self.closed.load(Relaxed))
+    }
+
+    /// Counts a request of `client` at the given time.
+    ///
+    /// # Errors
+    /// Its key has used up what it may.
+    pub fn limit(&self, client: &Client, now: Instant) -> Result<(), ApiError> {
+        let Some(key) = &client.key else { return Ok(()) };
+        self.limiter.request(key, now).map_err(|exceeded| {
+            let problem = format!("key '{}' may use {} {} a minute", key.name, exceeded.limit, exceeded.what);
+            ApiError::limited(problem, exceeded.retry_after.as_secs_f64().ceil() as u64)
+        })
     }
 }
 

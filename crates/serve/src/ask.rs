@@ -2,12 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
-use strata_data::Message;
+use serde_json::{Value, json};
 use strata_generate::{Shape, Tool, ToolCall, ToolChoice};
 use tokio::sync::mpsc::UnboundedReceiver;
 
+use crate::error::ApiError;
 use crate::local::LocalAnswers;
+use crate::turn::Turn;
+use crate::unfinished::Unfinished;
 
 /// What a model is asked to write.
 #[derive(Debug, Clone)]
@@ -32,6 +34,8 @@ pub struct Ask {
     pub tool_choice: Choice,
     /// Log-probabilities, with those of so many likeliest tokens.
     pub log_probabilities: Option<usize>,
+    /// Those of the prompt's tokens, too.
+    pub prompt_log_probabilities: bool,
     /// Added to logits.
     pub bias: Vec<(u32, f32)>,
     /// What happens to a prompt that is too long.
@@ -62,10 +66,12 @@ pub struct Fields {
     pub max_tokens: &'static str,
     /// The format or schema.
     pub format: &'static str,
+    /// What asks for log-probabilities of the prompt.
+    pub prompt_log_probabilities: &'static str,
 }
 
 /// Bytes of a prompt that are encoded in a fraction of a millisecond.
-const LIGHT_BYTES: usize = 1024;
+pub const LIGHT_BYTES: usize = 1024;
 
 /// What to continue.
 #[derive(Debug, Clone)]
@@ -73,12 +79,22 @@ pub enum Prompt {
     /// A conversation to answer, with documents to rely on.
     Chat {
         /// The turns.
-        messages: Vec<Message>,
+        messages: Vec<Turn>,
         /// Documents as JSON objects.
         documents: Vec<Value>,
     },
     /// Texts to continue.
     Texts(Vec<Text>),
+}
+
+impl Prompt {
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        match self {
+            Prompt::Chat { .. } => 1,
+            Prompt::Texts(texts) => texts.len(),
+        }
+    }
 }
 
 /// A text to continue.
@@ -118,6 +134,14 @@ pub struct AskedTool {
     pub parameters: Value,
 }
 
+impl AskedTool {
+    /// As the OpenAI API, and chat templates, describe it.
+    pub fn for_openai(&self) -> Value {
+        let AskedTool { name, description, parameters } = self;
+        json!({"type": "function", "function": {"name": name, "description": description, "parameters": parameters}})
+    }
+}
+
 /// What an answer must look like.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Format {
@@ -144,7 +168,7 @@ pub enum Choice {
 
 impl Ask {
     /// A chat with the API's defaults.
-    pub fn chat(messages: Vec<Message>, fields: Fields) -> Ask {
+    pub fn chat(messages: Vec<Turn>, fields: Fields) -> Ask {
         Ask::new(Prompt::Chat { messages, documents: Vec::new() }, fields)
     }
 
@@ -161,6 +185,7 @@ impl Ask {
             tools: Vec::new(),
             tool_choice: Choice::Auto,
             log_probabilities: None,
+            prompt_log_probabilities: false,
             bias: Vec::new(),
             truncate: Truncate::No,
             fields,
@@ -176,7 +201,7 @@ impl Ask {
     pub fn is_light(&self) -> bool {
         let bytes = match &self.prompt {
             Prompt::Chat { documents, .. } if !documents.is_empty() => return false,
-            Prompt::Chat { messages, .. } => messages.iter().map(|message| message.content.len() + 16).sum(),
+            Prompt::Chat { messages, .. } => messages.iter().map(Turn::bytes).sum(),
             Prompt::Texts(texts) => texts
                 .iter()
                 .map(|text| match text {
@@ -208,6 +233,41 @@ impl Ask {
     }
 }
 
+/// A number of a request, where there is one, within what its API promises.
+///
+/// # Errors
+/// It is not.
+pub fn in_range(name: &str, value: Option<f32>, least: f32, most: f32) -> Result<Option<f32>, ApiError> {
+    match value {
+        Some(value) if !(least..=most).contains(&value) => {
+            Err(ApiError::field(name, format!("expected {least} to {most}, found {value}")))
+        }
+        value => Ok(value),
+    }
+}
+
+/// Bytes of a text that ends an answer: each of many answers holds its own.
+const STOP_BYTES: usize = 1000;
+
+/// Checks texts that end an answer.
+///
+/// # Errors
+/// One of them is too long.
+pub fn check_stops(stops: &[String], field: &str) -> Result<(), ApiError> {
+    match stops.iter().position(|stop| stop.len() > STOP_BYTES) {
+        None => Ok(()),
+        Some(at) => {
+            let problem = format!("expected at most {STOP_BYTES} bytes, found {}", stops[at].len());
+            Err(ApiError::field(format!("{field}[{at}]"), problem))
+        }
+    }
+}
+
+/// A log-probability as JSON has it, which knows no infinity: OpenAI's API writes -9999 for what cannot come.
+pub fn finite(value: f32) -> f32 {
+    value.max(-9999.0)
+}
+
 /// Who asks, and until when it waits.
 #[derive(Debug, Clone, Copy)]
 pub struct Asker {
@@ -227,12 +287,38 @@ impl Asker {
 /// A part of an answer.
 #[derive(Debug, Clone)]
 pub enum Piece {
+    /// What was read, before anything is written, where log-probabilities of it were asked for.
+    Read(ReadPrompt),
     /// More text.
     Text(TextPiece),
     /// Calls of tools, all of them.
     ToolCalls(Vec<ToolCall>),
     /// Its end.
     End(End),
+}
+
+impl Piece {
+    /// Whether it is of what was written.
+    pub fn is_written(&self) -> bool {
+        matches!(self, Piece::Text(_) | Piece::ToolCalls(_))
+    }
+}
+
+/// The tokens of a prompt.
+#[derive(Debug, Clone, Default)]
+pub struct ReadPrompt {
+    /// Bytes of the first, of which nothing is known where nothing stands before it.
+    pub first: Option<Vec<u8>>,
+    /// The others.
+    pub rest: Vec<TokenPiece>,
+}
+
+impl ReadPrompt {
+    /// Its text.
+    pub fn text(&self) -> String {
+        let bytes = self.first.iter().chain(self.rest.iter().map(|token| &token.bytes));
+        String::from_utf8_lossy(&bytes.flatten().copied().collect::<Vec<u8>>()).into_owned()
+    }
 }
 
 /// Text of an answer.
@@ -314,8 +400,8 @@ impl std::ops::AddAssign for AskUsage {
 pub enum Answers {
     /// From an engine of this process.
     Local(LocalAnswers),
-    /// From another server.
-    Upstream(UnboundedReceiver<(usize, Piece)>),
+    /// From another server, with what is known of the tokens.
+    Upstream(UnboundedReceiver<(usize, Piece)>, Unfinished),
 }
 
 /// Parts of answers that are taken at once: a slow reader gets several tokens in one write.
@@ -326,7 +412,7 @@ impl Answers {
     pub fn omitted(&self) -> usize {
         match self {
             Answers::Local(answers) => answers.omitted(),
-            Answers::Upstream(_) => 0,
+            Answers::Upstream(..) => 0,
         }
     }
 
@@ -334,7 +420,7 @@ impl Answers {
     pub fn is_crowded(&self) -> bool {
         match self {
             Answers::Local(answers) => answers.is_crowded(),
-            Answers::Upstream(_) => false,
+            Answers::Upstream(..) => false,
         }
     }
 
@@ -342,7 +428,15 @@ impl Answers {
     pub async fn an_end(&self) {
         match self {
             Answers::Local(answers) => answers.an_end().await,
-            Answers::Upstream(_) => std::future::pending().await,
+            Answers::Upstream(..) => std::future::pending().await,
+        }
+    }
+
+    /// What those that have not ended took so far.
+    pub fn unfinished(&self) -> AskUsage {
+        match self {
+            Answers::Local(answers) => answers.unfinished(),
+            Answers::Upstream(_, unfinished) => unfinished.usage(),
         }
     }
 
@@ -350,9 +444,16 @@ impl Answers {
     pub async fn next(&mut self) -> Vec<(usize, Piece)> {
         match self {
             Answers::Local(answers) => answers.next(AT_ONCE).await,
-            Answers::Upstream(receiver) => {
+            Answers::Upstream(receiver, unfinished) => {
                 let mut pieces = Vec::new();
                 receiver.recv_many(&mut pieces, AT_ONCE).await;
+                for (index, piece) in &pieces {
+                    match piece {
+                        Piece::End(_) => drop(unfinished.end(*index)),
+                        Piece::Text(_) | Piece::ToolCalls(_) => unfinished.token(*index),
+                        Piece::Read(_) => {}
+                    }
+                }
                 pieces
             }
         }
@@ -364,6 +465,8 @@ impl Answers {
 pub struct Whole {
     /// Its text.
     pub text: String,
+    /// What was read, where log-probabilities of it were asked for.
+    pub read: Option<ReadPrompt>,
     /// Its tokens, where log-probabilities were asked for.
     pub tokens: Vec<TokenPiece>,
     /// Its tool calls.
@@ -404,10 +507,11 @@ mod tests {
     use serde_json::json;
     use strata_data::Role;
 
-    const FIELDS: Fields = Fields { prompt: "prompt", max_tokens: "max_tokens", format: "format" };
+    const FIELDS: Fields =
+        Fields { prompt: "prompt", max_tokens: "max_tokens", format: "format", prompt_log_probabilities: "" };
 
     fn chat(text: &str) -> Ask {
-        let messages = vec![Message::new(Role::User, text)];
+        let messages = vec![Turn::new(Role::User, text)];
         Ask::new(Prompt::Chat { messages, documents: Vec::new() }, FIELDS)
     }
 
@@ -420,7 +524,7 @@ mod tests {
         assert!(plain("Once").is_light());
         assert!(!plain(&"o".repeat(LIGHT_BYTES + 1)).is_light());
 
-        let messages = vec![Message::new(Role::User, "Who?")];
+        let messages = vec![Turn::new(Role::User, "Who?")];
         let documents = vec![json!({"text": "Ada"})];
         assert!(!Ask::new(Prompt::Chat { messages, documents }, FIELDS).is_light());
 

@@ -84,7 +84,12 @@ fn field_error(path: String, error: &serde_json::Error) -> ApiError {
         other => other,
     };
     let found = found.trim_start_matches("invalid type: ").trim_start_matches("invalid value: ");
-    let found = found.replace("sequence", "a list").replace("map", "an object").replace("unit", "null");
+    let found = match found {
+        "sequence" => "a list",
+        "map" => "an object",
+        "unit" | "unit value" => "null",
+        other => other,
+    };
     let found = if found.is_empty() { String::new() } else { format!(", found {found}") };
     ApiError::field(path, format!("expected {expected}{found}"))
 }
@@ -119,6 +124,18 @@ mod tests {
         assert_eq!(
             message(r#"{"inner": [{"count": "x"}]}"#),
             "inner[0].count: expected a whole number, 0 or more, found string \"x\""
+        );
+        assert_eq!(
+            message(r#"{"inner": [{"count": "roadmap"}]}"#),
+            "inner[0].count: expected a whole number, 0 or more, found string \"roadmap\""
+        );
+        assert_eq!(
+            message(r#"{"inner": [{"count": null}]}"#),
+            "inner[0].count: expected a whole number, 0 or more, found null"
+        );
+        assert_eq!(
+            message(r#"{"inner": [{"count": {}}]}"#),
+            "inner[0].count: expected a whole number, 0 or more, found an object"
         );
         assert_eq!(message(r#"{"inner": 3}"#), "inner: expected a list, found integer `3`");
         assert_eq!(message(r#"{"inner": [], "inner": []}"#), "inner: it comes twice");

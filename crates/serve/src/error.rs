@@ -71,12 +71,17 @@ impl ApiError {
         ApiError::new(StatusCode::UNAUTHORIZED, kind, Some("invalid_api_key"), problem.to_string())
     }
 
-    /// Too many requests; `seconds` until it is worth trying again.
+    /// A key's limit is used up; `seconds` until it is worth trying again.
+    pub fn limited(problem: impl std::fmt::Display, seconds: u64) -> ApiError {
+        ApiError { code: Some("rate_limit_exceeded"), ..ApiError::busy(problem, seconds) }
+    }
+
+    /// Too many requests of everybody; `seconds` until it is worth trying again.
     pub fn busy(problem: impl std::fmt::Display, seconds: u64) -> ApiError {
         let (status, kind) = (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error");
         ApiError {
             retry_after: Some(seconds.max(1)),
-            ..ApiError::new(status, kind, Some("rate_limit_exceeded"), problem.to_string())
+            ..ApiError::new(status, kind, Some("queue_full"), problem.to_string())
         }
     }
 
@@ -93,8 +98,16 @@ impl ApiError {
         )
     }
 
-    /// The server failed, which is its fault.
-    pub fn internal(problem: impl std::fmt::Display) -> ApiError {
+    /// The server failed, which is its fault. Why is for its log: paths and the like are nobody else's business.
+    pub fn internal(cause: impl std::fmt::Display) -> ApiError {
+        // As a string, whose line ends are escaped: it may hold a request's text.
+        let cause = cause.to_string();
+        tracing::error!(cause, "a defect");
+        ApiError::failed("a defect of the server; its log says more")
+    }
+
+    /// The server failed at this, which the client may know.
+    pub fn failed(problem: impl std::fmt::Display) -> ApiError {
         let status = StatusCode::INTERNAL_SERVER_ERROR;
         ApiError::new(status, "server_error", Some("internal_error"), problem.to_string())
     }

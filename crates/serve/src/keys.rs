@@ -13,6 +13,9 @@ use sha2::{Digest, Sha256};
 const BEGINNING: &str = "strata-";
 /// Characters of the random part: 43 of 62 letters and digits are 256 bits.
 const RANDOM: usize = 43;
+/// Numbers of keys are up to this, which JavaScript still knows exactly. They are drawn: the database would give the number of a key that was
+/// revoked to the next one.
+const IDS: i64 = (1 << 53) - 1;
 const LETTERS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
 /// What can go wrong with keys.
@@ -48,7 +51,7 @@ pub enum KeyError {
 /// What is known of a key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Key {
-    /// A number of its own.
+    /// A number of its own, which no other key ever had: what was used up or computed for one key is not another's.
     pub id: i64,
     /// Its name, for people.
     pub name: String,
@@ -118,12 +121,13 @@ impl Keys {
         let letters = (0..RANDOM).map(|_| char::from(LETTERS[random.random_range(0..LETTERS.len())]));
         let secret: String = BEGINNING.chars().chain(letters).collect();
         let beginning = secret[..BEGINNING.len() + 4].to_string();
+        let id = random.random_range(1..=IDS);
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs() as i64);
         let connection = self.lock();
         let made = connection.execute(
-            "insert into keys (name, hash, beginning, created, requests_per_minute, tokens_per_minute)
-             values (?1, ?2, ?3, ?4, ?5, ?6)",
-            params![name, hash(&secret), beginning, created, requests_per_minute, tokens_per_minute],
+            "insert into keys (id, name, hash, beginning, created, requests_per_minute, tokens_per_minute)
+             values (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            params![id, name, hash(&secret), beginning, created, requests_per_minute, tokens_per_minute],
         );
         match made {
             Ok(_) => {}
@@ -134,7 +138,6 @@ impl Keys {
             }
             Err(error) => return Err(self.failed(error)),
         }
-        let id = connection.last_insert_rowid();
         let name = name.to_string();
         Ok((secret, Key { id, name, beginning, created, requests_per_minute, tokens_per_minute }))
     }
@@ -145,7 +148,7 @@ impl Keys {
     /// The database fails.
     pub fn list(&self) -> Result<Vec<Key>, KeyError> {
         let connection = self.lock();
-        let sql = format!("select {COLUMNS} from keys order by id");
+        let sql = format!("select {COLUMNS} from keys order by created, name");
         let mut statement = connection.prepare_cached(&sql).map_err(|error| self.failed(error))?;
         let rows = statement.query_map([], key_of).map_err(|error| self.failed(error))?;
         rows.collect::<Result<_, _>>().map_err(|error| self.failed(error))
@@ -226,13 +229,16 @@ mod tests {
         let (secret, key) = keys.create("lab", Some(60), None).unwrap();
         assert_eq!(keys.find(&secret).unwrap(), Some(key.clone()));
         assert_eq!(keys.find(&secret[1..]).unwrap(), None);
-        assert_eq!(keys.list().unwrap(), [key]);
+        assert_eq!(keys.list().unwrap(), std::slice::from_ref(&key));
         assert!(matches!(keys.create("lab", None, None), Err(KeyError::Taken(_))));
         // Another process sees and revokes it.
         let other = Keys::open(&path).unwrap();
         other.revoke("lab").unwrap();
         assert_eq!(keys.find(&secret).unwrap(), None);
         assert!(matches!(keys.revoke("lab"), Err(KeyError::Unknown(_))));
+        // What the server remembers of a revoked key is not the next one's.
+        let (_, next) = keys.create("lab", None, None).unwrap();
+        assert_ne!(next.id, key.id);
     }
 
     #[test]

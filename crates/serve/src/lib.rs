@@ -22,15 +22,18 @@ pub mod router;
 pub mod session;
 pub mod stream;
 mod studio;
+pub mod turn;
+pub mod unfinished;
 pub mod upstream;
 
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use strata_generate::engine::Settings;
-use strata_model::Home;
+use strata_model::{Home, WeightFormat};
 use strata_tensor::Cpu;
 use tokio::net::TcpListener;
 
@@ -51,6 +54,8 @@ pub struct Server {
     pub cpu: Cpu,
     /// Bounds of each model's engine.
     pub engine: Settings,
+    /// What weights are held in.
+    pub weights: WeightFormat,
     /// Models in memory at one time.
     pub most_loaded: usize,
     /// Another server with models.
@@ -69,11 +74,13 @@ impl Server {
     /// Serves on `listener` until `stop` is done and running answers are finished.
     ///
     /// # Errors
-    /// The listener fails.
+    /// The listener or the key database fails, or one of the models that were asked for by name cannot be loaded.
     pub async fn run(self, listener: TcpListener, stop: impl Future<Output = ()>) -> io::Result<()> {
         let loopback = listener.local_addr()?.ip().is_loopback();
+        let closed = !loopback || self.keys.any().map_err(io::Error::other)?;
         let upstream = self.upstream.map(Arc::new);
-        let catalog = Catalog::new(self.home, self.only, self.cpu, self.engine, self.most_loaded, upstream);
+        let engine = (self.engine, self.weights);
+        let catalog = Catalog::new(self.home, self.only, self.cpu, engine, self.most_loaded, upstream);
         let catalog = Arc::new(catalog);
         let app = Arc::new(App {
             metrics: metrics::Metrics::new(catalog.clone()),
@@ -81,26 +88,56 @@ impl Server {
             keys: self.keys,
             limiter: limiter::Limiter::default(),
             bounds: self.bounds,
-            loopback,
+            closed: AtomicBool::new(closed),
             ready: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
             log_content: self.log_content,
         });
-        tokio::spawn(warm_up(app.clone()));
-        let stopping = app.clone();
-        let stop = async move {
-            stop.await;
-            stopping.ready.store(false, Ordering::Relaxed);
+        let (warming, stopping, open) = (app.clone(), app.clone(), app.metrics.connections.clone());
+        let mut failed = None;
+        let stop = async {
+            let warmed = async {
+                match warm_up(warming).await {
+                    Ok(()) => std::future::pending().await,
+                    Err(problem) => problem,
+                }
+            };
+            tokio::select! {
+                () = stop => {}
+                problem = warmed => failed = Some(problem),
+            }
+            stopping.stopping.store(true, Ordering::Relaxed);
         };
-        listen::listen(listener, router::router(app), self.connections, stop).await
+        listen::listen(listener, router::router(app), self.connections, open, stop).await?;
+        failed.map_or(Ok(()), |problem| Err(io::Error::other(problem)))
     }
 }
 
-/// Loads the model that most requests are for, so that the first one does not wait.
-async fn warm_up(app: app::Shared) {
-    if let Ok(name) = app.catalog.default_name().await
-        && let Err(error) = app.catalog.get(&name).await
-    {
-        tracing::warn!(model = name, problem = error.message(), "the default model cannot be loaded");
+/// Longest time between two attempts to load the model that most requests are for.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// Loads the models that were asked for by name, or else the one that most requests are for, so that nobody waits; until then the server is not
+/// ready. Where there is none yet, or the default one cannot be loaded, it is tried again.
+///
+/// # Errors
+/// One that was asked for by name cannot be loaded.
+async fn warm_up(app: app::Shared) -> Result<(), String> {
+    let named = app.catalog.named();
+    for name in named.iter().take(app.catalog.most_loaded()) {
+        app.catalog.get(name).await.map_err(|error| error.message().to_string())?;
+    }
+    let mut pause = Duration::from_secs(1);
+    while named.is_empty() {
+        match app.catalog.default_name().await {
+            Ok(name) => match app.catalog.get(&name).await {
+                Ok(_) => break,
+                Err(_) => tracing::warn!(model = name, "not ready: the default model cannot be loaded"),
+            },
+            Err(error) => tracing::debug!(problem = error.message(), "not ready"),
+        }
+        tokio::time::sleep(pause).await;
+        pause = (2 * pause).min(LONGEST_PAUSE);
     }
     app.ready.store(true, Ordering::Relaxed);
+    Ok(())
 }

@@ -53,14 +53,18 @@ impl Limiter {
                     });
                 }
             }
-            buckets.requests -= 1.0;
+            if key.requests_per_minute.is_some() {
+                buckets.requests -= 1.0;
+            }
             Ok(())
         })
     }
 
     /// Counts tokens that `key` has used. They are known only afterwards, so the bucket may become less than empty.
     pub fn tokens(&self, key: &Key, tokens: usize, now: Instant) {
-        self.with(key, now, |buckets| buckets.tokens -= tokens as f64);
+        if key.tokens_per_minute.is_some() {
+            self.with(key, now, |buckets| buckets.tokens -= tokens as f64);
+        }
     }
 
     fn with<R>(&self, key: &Key, now: Instant, work: impl FnOnce(&mut Buckets) -> R) -> R {
@@ -122,5 +126,8 @@ mod tests {
         for _ in 0..1000 {
             limiter.request(&key, now).unwrap();
         }
+        // Nor is anything held against it.
+        let limited = Key { requests_per_minute: Some(1), tokens_per_minute: Some(1), ..key };
+        limiter.request(&limited, now + Duration::from_secs(60)).unwrap();
     }
 }

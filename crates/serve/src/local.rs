@@ -9,13 +9,16 @@ use strata_data::tokenizer::ChatOptions;
 use strata_data::{Message, Role, Tokenizer};
 use strata_generate::engine::{Engine, Event, Events, Finished, Reason, Request, Settings, Token};
 use strata_generate::{CALL_BEGIN, Grammars, Limits, Sampling, parse_tool_calls};
-use strata_model::{Decoder, Inference, Lineage};
+use strata_model::{Decoder, Inference, Lineage, WeightFormat};
 use strata_tensor::Cpu;
 
 use crate::ask::{
-    Ask, AskUsage, AskedSampling, Asker, End, EndReason, Piece, Prompt, Text, TextPiece, TokenPiece, Truncate,
+    Ask, AskUsage, AskedSampling, AskedTool, Asker, End, EndReason, Piece, Prompt, ReadPrompt, Text,
+    TextPiece, TokenPiece, Truncate,
 };
 use crate::error::ApiError;
+use crate::turn::Turn;
+use crate::unfinished::Unfinished;
 
 /// A model of this machine, ready to answer.
 #[derive(Debug)]
@@ -34,11 +37,16 @@ pub struct LocalModel {
 }
 
 impl LocalModel {
-    /// Opens the model in `folder` and starts its engine. This takes a while.
+    /// Opens the model in `folder`, its weights held in the given form, and starts its engine. This takes a while.
     ///
     /// # Errors
     /// What is wrong with the folder, as text.
-    pub fn open(folder: &Path, cpu: &Cpu, settings: Settings) -> Result<LocalModel, String> {
+    pub fn open(
+        folder: &Path,
+        cpu: &Cpu,
+        settings: Settings,
+        weights: WeightFormat,
+    ) -> Result<LocalModel, String> {
         let lineage = Lineage::load(folder).map_err(|error| error.to_string())?;
         let decoder = Decoder::load(folder).map_err(|error| error.to_string())?;
         let tokenizer = Tokenizer::load(folder).map_err(|error| error.to_string())?;
@@ -51,7 +59,7 @@ impl LocalModel {
         let threads = |error| format!("starting the engine's threads: {error}");
         // Threads of its own, as those of `cpu` may be at work for another model, and work for one caller at a time.
         let loading = Cpu::new(cpu.isa(), cpu.threads()).map_err(threads)?;
-        let model = Inference::with_format(decoder, &loading, settings.weights);
+        let model = Inference::with_format(decoder, &loading, weights);
         drop(loading);
         let engine = Engine::start(model, tokenizer.clone(), cpu.clone(), settings).map_err(threads)?;
         Ok(LocalModel {
@@ -91,6 +99,7 @@ impl LocalModel {
             let problem = format!("the model's vocabulary has {} tokens", self.vocab_size);
             return Err(ApiError::field(format!("logit_bias.{token}"), problem));
         }
+        let bias: Arc<[(u32, f32)]> = ask.bias.as_slice().into();
         let constraint = match ask.shape() {
             None => None,
             Some(shape) => {
@@ -99,6 +108,7 @@ impl LocalModel {
                 Some(constraint.map_err(|error| ApiError::field(field, error))?)
             }
         };
+        let unfinished = Unfinished::new(prompts.iter().map(Vec::len).collect(), ask.count);
         let mut requests = Vec::with_capacity(prompts.len() * ask.count);
         for prompt in prompts {
             let room = self.context - prompt.len();
@@ -119,10 +129,11 @@ impl LocalModel {
                 limits: Limits { max_tokens, stop: self.stop.clone() },
                 stop_strings: ask.stop.clone(),
                 sampling: self.sampling(&ask.sampling, &ask.fallback),
-                bias: ask.bias.clone(),
+                bias: bias.clone(),
                 answer,
                 constraint: constraint.clone(),
                 log_probabilities: ask.log_probabilities,
+                prompt_log_probabilities: ask.prompt_log_probabilities,
                 client: asker.client,
                 deadline: Some(asker.deadline),
             };
@@ -131,7 +142,18 @@ impl LocalModel {
         let filters = requests.iter().map(|_| ToolFilter { waiting: ask.calls_tools(), held: String::new() });
         let filters = filters.collect();
         let events = self.engine.submit(requests)?;
-        Ok(LocalAnswers { model: self.clone(), events, filters, buffer: Vec::new(), omitted })
+        // What stands before a text that was sent is not part of it.
+        let hidden = match &ask.prompt {
+            Prompt::Texts(texts) if ask.prompt_log_probabilities => {
+                let beginning =
+                    self.beginning().map_err(|error| ApiError::field(ask.fields.prompt, error))?;
+                let before = |text: &Text| if let Text::Plain(_) = text { beginning.len() } else { 0 };
+                texts.iter().flat_map(|text| std::iter::repeat_n(before(text), ask.count)).collect()
+            }
+            _ => Vec::new(),
+        };
+        let buffer = Vec::new();
+        Ok(LocalAnswers { model: self.clone(), events, filters, buffer, omitted, unfinished, hidden })
     }
 
     /// Tokens of the prompts, and how many messages were left out for want of room.
@@ -140,30 +162,21 @@ impl LocalModel {
         let wrong = |error: strata_data::DataError| ApiError::field(field, error);
         match &ask.prompt {
             Prompt::Chat { messages, documents } if !self.base => {
-                let (mut messages, options) = self.with_context(messages, documents, ask)?;
-                let encode = |messages: &[Message]| {
-                    self.tokenizer.encode_prompt_with(messages, &options).map_err(wrong)
-                };
-                let mut prompt = encode(&messages)?;
-                let before = messages.len();
-                if ask.truncate == Truncate::Turns {
-                    // As much room as is asked for, but no more than half of the context.
-                    let room = ask.max_tokens.unwrap_or(self.context / 4).clamp(1, (self.context / 2).max(1));
-                    let kept = messages.iter().take_while(|message| message.role == Role::System).count();
-                    while prompt.len() + room > self.context && messages.len() > kept + 1 {
-                        // Up to the next question: an answer without its question would mislead.
-                        let rest = &messages[kept + 1..];
-                        let turn =
-                            1 + rest.iter().position(|message| message.role == Role::User).unwrap_or(0);
-                        messages.drain(kept..kept + turn);
-                        prompt = encode(&messages)?;
-                    }
+                let (messages, options) = self.with_context(messages, documents, ask)?;
+                if ask.truncate != Truncate::Turns {
+                    let prompt = self.tokenizer.encode_prompt_with(&messages, &options).map_err(wrong)?;
+                    return Ok((vec![prompt], 0));
                 }
-                Ok((vec![prompt], before - messages.len()))
+                // As much room as is asked for, but no more than half of the context.
+                let room = ask.max_tokens.unwrap_or(self.context / 4).clamp(1, (self.context / 2).max(1));
+                let most = self.context.saturating_sub(room);
+                let (prompt, omitted) =
+                    self.tokenizer.encode_prompt_within(&messages, &options, most).map_err(wrong)?;
+                Ok((vec![prompt], omitted))
             }
             // A base model knows no turns: it goes on with what was said.
             Prompt::Chat { messages, .. } => {
-                let texts: Vec<&str> = messages.iter().map(|message| message.content.as_str()).collect();
+                let texts: Vec<String> = messages.iter().map(|turn| turn.message().content).collect();
                 Ok((vec![self.encode_text(&texts.join("\n")).map_err(wrong)?], 0))
             }
             Prompt::Texts(texts) => texts
@@ -186,13 +199,17 @@ impl LocalModel {
 
     fn encode_text(&self, text: &str) -> Result<Vec<u32>, strata_data::DataError> {
         let mut ids = self.tokenizer.encode_plain(text)?;
-        // Our base models saw every document after its beginning; others are asked what they put before a text.
-        let before = match self.tokenizer.bos_id() {
-            Some(bos) if self.ours => vec![bos],
-            _ => self.tokenizer.encode("", true)?,
-        };
-        ids.splice(0..0, before);
+        ids.splice(0..0, self.beginning()?);
         Ok(ids)
+    }
+
+    /// Tokens before every text.
+    fn beginning(&self) -> Result<Vec<u32>, strata_data::DataError> {
+        // Our base models saw every document after its beginning; others are asked what they put before a text.
+        match self.tokenizer.bos_id() {
+            Some(bos) if self.ours => Ok(vec![bos]),
+            _ => self.tokenizer.encode("", true),
+        }
     }
 
     /// Checks the length of a prompt, or cuts it where the request allows it.
@@ -226,7 +243,7 @@ impl LocalModel {
     /// Tells the model of documents and tools: through its template where that knows them, else in words.
     fn with_context(
         &self,
-        messages: &[Message],
+        turns: &[Turn],
         documents: &[Value],
         ask: &Ask,
     ) -> Result<(Vec<Message>, ChatOptions), ApiError> {
@@ -246,11 +263,7 @@ impl LocalModel {
             }
         }
         if ask.calls_tools() {
-            let tools: Vec<Value> = ask
-                .tools
-                .iter()
-                .map(|tool| json!({"type": "function", "function": {"name": tool.name, "description": tool.description, "parameters": tool.parameters}}))
-                .collect();
+            let tools: Vec<Value> = ask.tools.iter().map(AskedTool::for_openai).collect();
             if template.contains("tools") {
                 variables.insert("tools".into(), json!(tools));
             } else {
@@ -260,7 +273,7 @@ impl LocalModel {
                 }
             }
         }
-        let mut messages = messages.to_vec();
+        let mut messages: Vec<Message> = turns.iter().map(Turn::message).collect();
         if !words.is_empty() {
             match messages.first_mut() {
                 Some(first) if first.role == Role::System => {
@@ -329,12 +342,20 @@ pub struct LocalAnswers {
     filters: Vec<ToolFilter>,
     buffer: Vec<(usize, Event)>,
     omitted: usize,
+    unfinished: Unfinished,
+    /// Tokens of each answer's prompt that were not sent with it, where prompts are told.
+    hidden: Vec<usize>,
 }
 
 impl LocalAnswers {
     /// Messages that were left out for want of room.
     pub fn omitted(&self) -> usize {
         self.omitted
+    }
+
+    /// What those that have not ended took so far.
+    pub fn unfinished(&self) -> AskUsage {
+        self.unfinished.usage()
     }
 
     /// Whether so many are being answered that each had better be sent several tokens at a time.
@@ -358,19 +379,25 @@ impl LocalAnswers {
             for (index, event) in self.buffer.drain(..) {
                 let filter = &mut self.filters[index];
                 match event {
-                    Event::Token(token) => {
-                        let mut token = token;
+                    Event::Token(mut token) => {
+                        self.unfinished.token(index);
                         let text = filter.pass(std::mem::take(&mut token.text));
                         let piece = TextPiece { text, token: token_piece(&self.model.tokenizer, token) };
                         if !piece.text.is_empty() || piece.token.is_some() {
                             pieces.push((index, Piece::Text(piece)));
                         }
                     }
+                    Event::Prompt(tokens) => {
+                        let hidden = self.hidden.get(index).copied().unwrap_or(0);
+                        pieces.push((index, Piece::Read(read(&self.model.tokenizer, tokens, hidden))));
+                    }
                     Event::Finished(finished) => {
+                        self.unfinished.end(index);
                         pieces.extend(filter.end(finished).into_iter().map(|piece| (index, piece)));
                     }
                     Event::Failed(problem) => {
-                        let end = End { reason: EndReason::Failed(problem), usage: AskUsage::default() };
+                        let end =
+                            End { reason: EndReason::Failed(problem), usage: self.unfinished.end(index) };
                         pieces.push((index, Piece::End(end)));
                     }
                 }
@@ -378,6 +405,19 @@ impl LocalAnswers {
         }
         pieces
     }
+}
+
+/// A prompt that was read, without the `hidden` tokens at its beginning.
+fn read(tokenizer: &Tokenizer, tokens: Vec<Token>, hidden: usize) -> ReadPrompt {
+    let mut read = ReadPrompt::default();
+    for token in tokens.into_iter().skip(hidden) {
+        let id = token.id;
+        match token_piece(tokenizer, token) {
+            Some(token) => read.rest.push(token),
+            None => read.first = Some(tokenizer.token_bytes(id).to_vec()),
+        }
+    }
+    read
 }
 
 fn token_piece(tokenizer: &Tokenizer, token: Token) -> Option<TokenPiece> {

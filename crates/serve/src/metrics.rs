@@ -10,8 +10,9 @@ use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use strata_generate::engine::Counters;
 
@@ -72,6 +73,8 @@ pub struct Metrics {
     requests: Family<RequestLabels, Counter>,
     first_token: Times,
     between_tokens: Times,
+    /// Open connections.
+    pub connections: Gauge,
 }
 
 impl Metrics {
@@ -83,7 +86,11 @@ impl Metrics {
             Family::new_with_constructor(|| Histogram::new(exponential_buckets(1e-4, 2.0, 21)));
         let between_tokens: Times =
             Family::new_with_constructor(|| Histogram::new(exponential_buckets(5e-5, 2.0, 21)));
+        let connections = Gauge::default();
         let mut registry = Registry::with_prefix("strata");
+        registry.register("connections", "Open connections", connections.clone());
+        let version = [("version", env!("CARGO_PKG_VERSION"))];
+        registry.register("build", "The program", Info::new(version));
         registry.register("http_requests", "Requests by route and status", http.clone());
         registry.register("requests", "Requests to models by outcome", requests.clone());
         registry.register(
@@ -93,11 +100,11 @@ impl Metrics {
         );
         registry.register(
             "between_tokens_seconds",
-            "Time between tokens of an answer",
+            "Time between tokens of an answer; of several that came together, their mean",
             between_tokens.clone(),
         );
         registry.register_collector(Box::new(Engines(catalog)));
-        Metrics { registry: Mutex::new(registry), http, requests, first_token, between_tokens }
+        Metrics { registry: Mutex::new(registry), http, requests, first_token, between_tokens, connections }
     }
 
     /// Counts an answer of the server. `route` is the pattern and not the path, so that there are few of them.
@@ -156,22 +163,27 @@ const COUNTERS: [CounterRow; 5] = [
 
 impl Collector for Engines {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let loaded = self.0.loaded();
+        let all = self.0.counters();
+        let kind = prometheus_client::metrics::MetricType::Gauge;
+        let loaded = encoder.encode_descriptor("loaded_models", "Models in memory", None, kind)?;
+        ConstGauge::new(self.0.loaded() as i64).encode(loaded)?;
         for (name, help, value) in GAUGES {
             let kind = prometheus_client::metrics::MetricType::Gauge;
             let mut family = encoder.encode_descriptor(name, help, None, kind)?;
-            for (model, local) in &loaded {
+            for (model, counters) in &all {
                 let labels = ModelLabel { model: model.clone() };
-                let gauge = ConstGauge::new(value(local.engine().counters()) as i64);
+                let sum: usize = counters.iter().map(|counters| value(counters)).sum();
+                let gauge = ConstGauge::new(sum as i64);
                 gauge.encode(family.encode_family(&labels)?)?;
             }
         }
         for (name, help, value) in COUNTERS {
             let kind = prometheus_client::metrics::MetricType::Counter;
             let mut family = encoder.encode_descriptor(name, help, None, kind)?;
-            for (model, local) in &loaded {
+            for (model, counters) in &all {
                 let labels = ModelLabel { model: model.clone() };
-                ConstCounter::new(value(local.engine().counters())).encode(family.encode_family(&labels)?)?;
+                let sum: u64 = counters.iter().map(|counters| value(counters)).sum();
+                ConstCounter::new(sum).encode(family.encode_family(&labels)?)?;
             }
         }
         Ok(())

@@ -1,5 +1,7 @@
 //! All routes, and what every request passes on its way to them.
 
+use std::net::IpAddr;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
@@ -21,6 +23,7 @@ use utoipa_swagger_ui::SwaggerUi;
 use crate::app::{Client, Shared};
 use crate::error::{ApiError, Problem};
 use crate::ids::unique;
+use crate::listen::Peer;
 use crate::{cohere, openai, studio};
 
 #[derive(OpenApi)]
@@ -118,8 +121,7 @@ async fn wrong_method(uri: Uri) -> ApiError {
 fn panicked(cause: Box<dyn std::any::Any + Send + 'static>) -> Response {
     let text = cause.downcast_ref::<String>().map(String::as_str);
     let text = text.or(cause.downcast_ref::<&str>().copied()).unwrap_or("unknown");
-    tracing::error!(cause = text, "a handler panicked");
-    ApiError::internal("a defect of the server; its log says more").into_response()
+    ApiError::internal(format!("a handler panicked: {text}")).into_response()
 }
 
 /// Whether this request needs a key: asked of the database once.
@@ -144,8 +146,10 @@ async fn authenticate(
             Client { key: Some(key.ok_or_else(|| ApiError::unauthorized("invalid api token"))?) }
         }
     };
-    request.extensions_mut().insert(client);
-    Ok(next.run(request).await)
+    request.extensions_mut().insert(client.clone());
+    let mut response = next.run(request).await;
+    response.extensions_mut().insert(client);
+    Ok(response)
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {
@@ -168,14 +172,30 @@ async fn only_this_machine(
             .rsplit_once(':')
             .filter(|(_, port)| port.parse::<u16>().is_ok())
             .map_or(host, |(name, _)| name);
-        if !matches!(name, "localhost" | "127.0.0.1" | "[::1]") {
+        if !is_this_machine(name) {
             let problem = format!(
                 "without keys this server answers to localhost only, and not to {name:?}; see strata keys"
             );
             return Err(ApiError::request(StatusCode::FORBIDDEN, problem));
         }
+        // A proxy on this machine calls it by such a name too, for people who are somewhere else.
+        if PROXIES.iter().any(|name| request.headers().contains_key(*name)) {
+            let problem = "without keys this server answers to this machine only, and a proxy sent this; see strata keys";
+            return Err(ApiError::request(StatusCode::FORBIDDEN, problem));
+        }
     }
     Ok(next.run(request).await)
+}
+
+/// Headers that a proxy adds.
+const PROXIES: [&str; 6] =
+    ["forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip"];
+
+/// Whether a host's name can only mean this machine, whoever resolves it.
+fn is_this_machine(name: &str) -> bool {
+    let address = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+    name.trim_end_matches('.').eq_ignore_ascii_case("localhost")
+        || address.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 async fn docs_headers(request: Request, next: Next) -> Response {
@@ -190,10 +210,26 @@ async fn docs_headers(request: Request, next: Next) -> Response {
     response
 }
 
+/// The name that a proxy gave a request, where it can stand in a log.
+fn named(headers: &HeaderMap) -> Option<String> {
+    let name = headers.get("x-request-id")?.to_str().ok()?;
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    ((1..=64).contains(&name.len()) && name.bytes().all(plain)).then(|| name.to_string())
+}
+
+/// Whom a proxy says a request comes from, where it can stand in a log: addresses.
+fn forwarded(headers: &HeaderMap) -> Option<String> {
+    let from = headers.get("x-forwarded-for")?.to_str().ok()?;
+    let plain = |byte: u8| byte.is_ascii_hexdigit() || b".:, ".contains(&byte);
+    (from.len() <= 200 && from.bytes().all(plain)).then(|| from.to_string())
+}
+
 /// Gives every request a name, and writes and counts what became of it.
 async fn observe(State(app): State<Shared>, request: Request, next: Next) -> Response {
     let since = Instant::now();
-    let id = unique("req_");
+    let id = named(request.headers()).unwrap_or_else(|| unique("req_"));
+    let peer = request.extensions().get::<Peer>().map(|Peer(peer)| tracing::field::display(*peer));
+    let forwarded = forwarded(request.headers());
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_string());
     let span = tracing::info_span!("request", id);
@@ -203,7 +239,10 @@ async fn observe(State(app): State<Shared>, request: Request, next: Next) -> Res
     app.metrics.http(route, status);
     let milliseconds = since.elapsed().as_millis() as u64;
     let problem = response.extensions().get().map(|Problem(code)| *code);
-    span.in_scope(|| tracing::info!(%method, route, status, problem, ms = milliseconds, "request"));
+    let key = response.extensions().get().map_or("-", Client::name);
+    span.in_scope(|| {
+        tracing::info!(%method, route, status, problem, key, peer, forwarded, ms = milliseconds, "request");
+    });
     let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::from_str(&id) {
         headers.insert(HeaderName::from_static("x-request-id"), id);
@@ -226,13 +265,15 @@ async fn health() -> Json<Health> {
     Json(Health { status: "ok" })
 }
 
-/// Whether requests are answered at once: the default model is loaded and the server is not being stopped.
+/// Whether requests are answered at once: the default model was loaded, and the server is not being stopped.
 #[utoipa::path(get, path = "/ready", tag = "Operation", security(()), responses((status = 200, description = "They are", body = Health), (status = 503, description = "Not now", body = Health)))]
 async fn ready(State(app): State<Shared>) -> (StatusCode, Json<Health>) {
-    match app.ready.load(std::sync::atomic::Ordering::Relaxed) {
-        true => (StatusCode::OK, Json(Health { status: "ready" })),
-        false => (StatusCode::SERVICE_UNAVAILABLE, Json(Health { status: "not ready" })),
-    }
+    let (status, word) = match (app.stopping.load(Relaxed), app.ready.load(Relaxed)) {
+        (true, _) => (StatusCode::SERVICE_UNAVAILABLE, "stopping"),
+        (false, true) => (StatusCode::OK, "ready"),
+        (false, false) => (StatusCode::SERVICE_UNAVAILABLE, "not ready"),
+    };
+    (status, Json(Health { status: word }))
 }
 
 /// What is measured, for Prometheus.

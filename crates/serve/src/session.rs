@@ -14,11 +14,14 @@ pub struct Session {
     client: Client,
     model: String,
     answers: Answers,
+    /// Answers to each prompt, and all that have not ended.
+    count: usize,
     open: usize,
     usage: AskUsage,
     since: Instant,
     first: Option<Instant>,
-    last: Option<Instant>,
+    /// When each answer got its last token.
+    last: Vec<Option<Instant>>,
     outcome: Outcome,
     /// The request, for the log: a stream ends long after its handler.
     span: tracing::Span,
@@ -39,33 +42,29 @@ impl Session {
     ) -> Result<Session, ApiError> {
         let since = Instant::now();
         check(app, &mut ask)?;
-        let target = app.catalog.get(model).await?;
-        if let Some(key) = &client.key {
-            app.limiter.request(key, since).map_err(|exceeded| {
-                let problem =
-                    format!("key '{}' may use {} {} a minute", key.name, exceeded.limit, exceeded.what);
-                ApiError::busy(problem, exceeded.retry_after.as_secs_f64().ceil() as u64)
-            })?;
-        }
-        if app.log_content {
-            tracing::info!(model, prompt = ?ask.prompt, "asked");
-        }
-        let prompts = if let Prompt::Texts(texts) = &ask.prompt { texts.len() } else { 1 };
-        let open = prompts * ask.count;
-        let answers =
-            target.ask(ask, Asker::new(client.id(), app.bounds.patience)).await.inspect_err(|_| {
+        // Before a model is loaded, for which another may have to go.
+        app.limit(client, since).inspect_err(|_| {
+            // The names of models that there are not would be without end.
+            if app.catalog.knows(model) {
                 app.metrics.request(model, Outcome::Refused);
-            })?;
+            }
+        })?;
+        let (count, open) = (ask.count, ask.prompt.count() * ask.count);
+        let mut beginning = Beginning { app, client, model, since, given_up: true };
+        let begun = beginning.answers(ask).await;
+        beginning.given_up = false;
+        let answers = begun?;
         Ok(Session {
             app: app.clone(),
             client: client.clone(),
             model: model.to_string(),
             answers,
+            count,
             open,
             usage: AskUsage::default(),
             since,
             first: None,
-            last: None,
+            last: vec![None; open],
             outcome: Outcome::Cancelled,
             span: tracing::Span::current(),
             written: app.log_content.then(String::new),
@@ -105,26 +104,24 @@ impl Session {
         }
         let mut pieces = self.answers.next().await;
         if pieces.is_empty() {
+            // Which of several answers have ended is not of interest any more: a failure ends the whole request.
             let reason =
                 EndReason::Failed("the engine stopped before the answer was whole; try again".into());
             pieces.push((0, Piece::End(End { reason, usage: AskUsage::default() })));
             self.open = 1;
         }
         let now = Instant::now();
-        if pieces.iter().any(|(_, piece)| !matches!(piece, Piece::End(_))) {
-            if self.first.is_none() {
-                self.first = Some(now);
-                self.app.metrics.first_token(&self.model, now - self.since);
-            } else if let Some(last) = self.last {
-                self.app.metrics.between_tokens(&self.model, now - last);
-            }
-            self.last = Some(now);
-        }
-        for (_, piece) in &pieces {
+        self.measure(&pieces, now);
+        for (index, piece) in &pieces {
             match piece {
                 Piece::End(end) => {
                     self.open -= 1;
-                    self.usage += end.usage;
+                    // The prompt of several answers counts once.
+                    let prompt = match index.is_multiple_of(self.count) {
+                        true => end.usage,
+                        false => AskUsage { prompt: 0, cached: 0, ..end.usage },
+                    };
+                    self.usage += prompt;
                     match &end.reason {
                         EndReason::Failed(problem) => {
                             self.span.in_scope(|| {
@@ -147,6 +144,7 @@ impl Session {
                         written.push_str(&text.text);
                     }
                 }
+                Piece::Read(_) => {}
                 Piece::ToolCalls(calls) => {
                     if let Some(written) = &mut self.written {
                         written.push_str(&format!("{calls:?}"));
@@ -155,6 +153,25 @@ impl Session {
             }
         }
         pieces
+    }
+
+    /// Notes when tokens came. Those of an answer that came together share the time since the ones before.
+    fn measure(&mut self, pieces: &[(usize, Piece)], now: Instant) {
+        let mut written = pieces.iter().filter(|(_, piece)| piece.is_written());
+        let Some(&(first, _)) = written.clone().next() else { return };
+        if self.first.is_none() {
+            self.first = Some(now);
+            self.app.metrics.first_token(&self.model, now - self.since);
+        }
+        // Most requests have one answer, and its pieces come alone.
+        let alike = written.all(|(index, _)| *index == first);
+        for index in if alike { first..first + 1 } else { 0..self.last.len() } {
+            let count = pieces.iter().filter(|(of, piece)| *of == index && piece.is_written()).count();
+            let Some(last) = self.last.get_mut(index).filter(|_| count > 0) else { continue };
+            if let Some(last) = last.replace(now) {
+                self.app.metrics.between_tokens(&self.model, (now - last) / count as u32);
+            }
+        }
     }
 
     /// Waits for all answers.
@@ -172,8 +189,9 @@ impl Session {
                         answer.tokens.extend(piece.token);
                     }
                     Piece::ToolCalls(calls) => answer.tool_calls = calls,
+                    Piece::Read(read) => answer.read = Some(read),
                     Piece::End(End { reason: EndReason::Failed(problem), .. }) => {
-                        return Err(ApiError::internal(problem));
+                        return Err(ApiError::failed(problem));
                     }
                     Piece::End(end) => answer.end = Some(end),
                 }
@@ -190,6 +208,7 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         let _request = self.span.clone().entered();
+        self.usage += self.answers.unfinished();
         let used = self.usage.prompt + self.usage.completion;
         if let Some(key) = &self.client.key {
             self.app.limiter.tokens(key, used, Instant::now());
@@ -208,6 +227,48 @@ impl Drop for Session {
             answer = self.written.as_deref(),
             "answer"
         );
+    }
+}
+
+/// A request of which nothing is known yet but that it is one. Dropped before that changes, its client went away.
+struct Beginning<'a> {
+    app: &'a Shared,
+    client: &'a Client,
+    model: &'a str,
+    since: Instant,
+    given_up: bool,
+}
+
+impl Beginning<'_> {
+    async fn answers(&self, ask: Ask) -> Result<Answers, ApiError> {
+        let Beginning { app, client, model, .. } = *self;
+        let target = app.catalog.get(model).await.inspect_err(|_| {
+            if app.catalog.knows(model) {
+                app.metrics.request(model, Outcome::Failed);
+            }
+        })?;
+        if app.log_content {
+            tracing::info!(model, prompt = ?ask.prompt, "asked");
+        }
+        target.ask(ask, Asker::new(client.id(), app.bounds.patience)).await.inspect_err(|_| {
+            app.metrics.request(model, Outcome::Refused);
+        })
+    }
+}
+
+impl Drop for Beginning<'_> {
+    fn drop(&mut self) {
+        if self.given_up && self.app.catalog.knows(self.model) {
+            let (outcome, ms) = (Outcome::Cancelled, self.since.elapsed().as_millis() as u64);
+            self.app.metrics.request(self.model, outcome);
+            tracing::info!(
+                model = self.model,
+                key = self.client.name(),
+                outcome = outcome.name(),
+                ms,
+                "answer"
+            );
+        }
     }
 }
 

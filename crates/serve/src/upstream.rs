@@ -2,13 +2,12 @@
 //! keys and limits.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use reqwest::header::RETRY_AFTER;
 use serde_json::{Map, Value, json};
-use strata_data::Message;
 use strata_generate::ToolCall;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
@@ -17,6 +16,7 @@ use crate::ask::{
     TokenPiece,
 };
 use crate::error::ApiError;
+use crate::turn::{Turn, for_openai};
 
 /// How long the list of models is believed.
 const LIST_LIFETIME: Duration = Duration::from_secs(10);
@@ -27,7 +27,16 @@ pub struct Upstream {
     /// Up to and with `/v1`.
     url: String,
     key: Option<String>,
-    models: Mutex<Option<(Instant, Vec<String>)>>,
+    models: Mutex<Option<List>>,
+    /// Held while the list is asked for: once for all who want it.
+    listing: tokio::sync::Mutex<()>,
+}
+
+/// What is known of the server's models.
+#[derive(Clone)]
+struct List {
+    asked: Instant,
+    names: Arc<Vec<String>>,
 }
 
 impl std::fmt::Debug for Upstream {
@@ -55,34 +64,65 @@ impl Upstream {
             .redirect(reqwest::redirect::Policy::none())
             .build()
             .map_err(|error| error.to_string())?;
-        Ok(Upstream { client, url, key, models: Mutex::default() })
+        Ok(Upstream { client, url, key, models: Mutex::default(), listing: tokio::sync::Mutex::default() })
     }
 
-    /// Names of its models; the last known ones while it does not answer.
-    pub async fn models(&self) -> Vec<String> {
-        let known = self.models.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some((since, names)) = &known
-            && since.elapsed() < LIST_LIFETIME
+    /// Names of its models: those known last, while it is asked again where that is a while ago. Only whoever asks first waits for it.
+    pub async fn models(self: &Arc<Self>) -> Arc<Vec<String>> {
+        match self.known() {
+            Some(list) if list.asked.elapsed() < LIST_LIFETIME => list.names,
+            Some(list) => {
+                let upstream = self.clone();
+                tokio::spawn(async move { upstream.list().await });
+                list.names
+            }
+            None => self.list().await.names,
+        }
+    }
+
+    /// Whether it has a model of that name, asked again where that is not known.
+    pub async fn has(&self, name: &str) -> bool {
+        self.knows(name) || self.list().await.names.iter().any(|known| known == name)
+    }
+
+    /// Whether it had a model of that name when it was asked last.
+    pub fn knows(&self, name: &str) -> bool {
+        self.known().is_some_and(|list| list.names.iter().any(|known| known == name))
+    }
+
+    /// The list, asked for unless it just was.
+    async fn list(&self) -> List {
+        let _guard = self.listing.lock().await;
+        if let Some(list) = self.known()
+            && list.asked.elapsed() < LIST_LIFETIME
         {
-            return names.clone();
+            return list;
         }
         let names = match self.fetch_models().await {
-            Ok(names) => names,
+            Ok(names) => Arc::new(names),
             Err(problem) => {
                 tracing::warn!(problem, "the upstream server does not list its models");
-                known.map(|(_, names)| names).unwrap_or_default()
+                self.known().map(|list| list.names).unwrap_or_default()
             }
         };
-        *self.models.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), names.clone()));
-        names
+        let list = List { asked: Instant::now(), names };
+        *self.models.lock().unwrap_or_else(PoisonError::into_inner) = Some(list.clone());
+        list
+    }
+
+    fn known(&self) -> Option<List> {
+        self.models.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     async fn fetch_models(&self) -> Result<Vec<String>, String> {
         let request = self.authorised(self.client.get(format!("{}/models", self.url)));
-        let response =
-            request.timeout(Duration::from_secs(10)).send().await.map_err(|error| error.to_string())?;
-        let list: Value = response.json().await.map_err(|error| error.to_string())?;
-        let data = list["data"].as_array().ok_or("it answered without a list of models")?;
+        let response = request.timeout(Duration::from_secs(10)).send().await.map_err(without_url)?;
+        let status = response.status();
+        if !status.is_success() {
+            return Err(format!("it answers {status}"));
+        }
+        let list: Value = response.json().await.map_err(without_url)?;
+        let data = list["data"].as_array().ok_or("it answers without a list of models")?;
         Ok(data.iter().filter_map(|model| model["id"].as_str()).map(str::to_string).collect())
     }
 
@@ -103,6 +143,10 @@ impl Upstream {
         ask: Ask,
         asker: Asker,
     ) -> Result<UnboundedReceiver<(usize, Piece)>, ApiError> {
+        if ask.prompt_log_probabilities {
+            let problem = "log-probabilities of a prompt are not had from the server behind this model";
+            return Err(ApiError::field(ask.fields.prompt_log_probabilities, problem));
+        }
         let chat = matches!(ask.prompt, Prompt::Chat { .. });
         let path = if chat { "chat/completions" } else { "completions" };
         let request =
@@ -130,13 +174,17 @@ impl Upstream {
                 429 => ApiError::busy(message, wait.unwrap_or(1)),
                 400 if code == Some("context_length_exceeded") => ApiError::context(field, message),
                 400 | 404 | 422 => ApiError::field(field, message),
-                // That the server behind does not take this one's key is no fault of the client.
-                _ => ApiError::unavailable(message),
+                // That the server behind does not take this one's key is no fault of the client, and what it says of the key not its business.
+                _ => {
+                    tracing::error!(model = name, %status, problem = told, "the upstream server refuses");
+                    ApiError::unavailable(format!(
+                        "the server behind model '{name}' refuses; the log of this one says why"
+                    ))
+                }
             });
         }
         let (pieces, receiver) = unbounded_channel();
-        let prompts = if let Prompt::Texts(texts) = &ask.prompt { texts.len() } else { 1 };
-        tokio::spawn(relay(response, chat, prompts * ask.count, pieces));
+        tokio::spawn(relay(response, chat, ask.prompt.count() * ask.count, pieces));
         Ok(receiver)
     }
 }
@@ -201,8 +249,7 @@ fn body(name: &str, ask: &Ask) -> Value {
         },
     );
     if !ask.tools.is_empty() {
-        let function = |tool: &AskedTool| json!({"type": "function", "function": {"name": tool.name, "description": tool.description, "parameters": tool.parameters}});
-        set("tools", Some(ask.tools.iter().map(function).collect()));
+        set("tools", Some(ask.tools.iter().map(AskedTool::for_openai).collect()));
         set(
             "tool_choice",
             Some(match &ask.tool_choice {
@@ -216,8 +263,8 @@ fn body(name: &str, ask: &Ask) -> Value {
     Value::Object(body)
 }
 
-fn with_documents(messages: &[Message], documents: &[Value]) -> Vec<Value> {
-    let mut messages: Vec<Value> = messages.iter().map(|message| json!(message)).collect();
+fn with_documents(turns: &[Turn], documents: &[Value]) -> Vec<Value> {
+    let mut messages = for_openai(turns);
     if !documents.is_empty() {
         let text = documents.iter().map(Value::to_string).collect::<Vec<_>>().join("\n");
         messages.insert(0, json!({"role": "system", "content": format!("Documents:\n{text}")}));
@@ -305,6 +352,8 @@ async fn relay(
         let reason = match (&failure, progress.reason) {
             (Some(_), reason) if late => reason.unwrap_or(EndReason::Timeout),
             (Some(problem), _) => EndReason::Failed(problem.clone()),
+            // Some servers end a call as they end a text.
+            (None, Some(EndReason::Stop)) if called => EndReason::ToolCalls,
             (None, Some(reason)) => reason,
             (None, None) => EndReason::Failed("the server behind the model ended early".into()),
         };

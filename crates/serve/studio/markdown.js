@@ -7,12 +7,13 @@
 // models write anything.
 
 const DEEPEST = 12;
-const FENCE = /^ {0,3}(`{3,}|~{3,})\s*([^`]*)$/;
+// Of two parts that can hold the same character, one after the other, a long line that does not match has square many divisions.
+const FENCE = /^ {0,3}(?:(`{3,})([^`]*)|(~{3,})([^]*))$/;
 const HEADING = /^ {0,3}(#{1,6})(?:[ \t]+(.*))?$/;
 const RULE = /^ {0,3}(?:(?:\*[ \t]*){3,}|(?:-[ \t]*){3,}|(?:_[ \t]*){3,})$/;
 const QUOTE = /^ {0,3}> ?/;
 const ITEM = /^( *)([-*+]|\d{1,9}[.)])(?:([ \t]+)(.*)|)$/;
-const DELIMITERS = /^ {0,3}\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)*\|?[ \t]*$/;
+const DELIMITERS = /^ {0,3}\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)*(?:\|[ \t]*)?$/;
 
 /**
  * Parses Markdown into blocks. `open` says that more text will follow: marks of emphasis and code that are not closed
@@ -84,7 +85,7 @@ function startsBlock(lines, at, depth) {
 }
 
 function parseFence(lines, at, fence) {
-  const mark = fence[1];
+  const [mark, words] = fence[1] ? [fence[1], fence[2]] : [fence[3], fence[4]];
   const indent = indentOf(lines[at]);
   const closing = new RegExp(`^ {0,3}\\${mark[0]}{${mark.length},}[ \\t]*$`);
   const content = [];
@@ -98,7 +99,7 @@ function parseFence(lines, at, fence) {
     }
     content.push(lines[next].slice(Math.min(indent, indentOf(lines[next]))));
   }
-  const language = fence[2].trim().split(/\s+/)[0].toLowerCase();
+  const language = words.trim().split(/\s+/)[0].toLowerCase();
   return [{ type: "code", language, text: content.join("\n"), closed }, next];
 }
 
@@ -335,7 +336,8 @@ class Inline {
     const close = this.brackets.get(bracket);
     if (close === undefined) return false;
     const target =
-      /\(\s*(?:<([^<>\n]*)>|((?:[^\s()\\]|\\.|\([^\s()]*\))*))(?:\s+(?:"[^"]{0,300}"|'[^']{0,300}'))?\s*\)/y;
+      // What is seen ahead is not taken back.
+      /\((?=(\s*))\1(?:<([^<>\n]*)>|((?:[^\s()\\]|\\.|\([^\s()]*\))*))(?:\s+(?:"[^"]{0,300}"|'[^']{0,300}'))?\s*\)/y;
     target.lastIndex = close + 1;
     const found = target.exec(text);
     const label = text.slice(bracket + 1, close);
@@ -347,7 +349,7 @@ class Inline {
       this.at = text.length;
       return true;
     }
-    const url = (found[1] ?? found[2]).replace(/\\([!-/:-@[-`{-~])/g, "$1");
+    const url = (found[2] ?? found[3]).replace(/\\([!-/:-@[-`{-~])/g, "$1");
     if (picture) this.push({ tag: "image", url, text: label });
     else this.push({ tag: "link", url, children: parseInline(label, false, this.depth + 1) });
     this.at = target.lastIndex;
@@ -358,8 +360,11 @@ class Inline {
     const before = this.text[this.at - 1];
     const found = before !== undefined && /\w/.test(before) ? null : this.match(ADDRESS);
     if (!found) return this.literal(1);
-    let url = found[0].replace(/[.,;:!?'"*_~]+$/, "");
-    while (url.endsWith(")") && count(url, ")") > count(url, "(")) url = url.slice(0, -1);
+    let end = found[0].length;
+    while (`.,;:!?'"*_~`.includes(found[0][end - 1])) end -= 1;
+    let closing = count(found[0].slice(0, end), ")") - count(found[0].slice(0, end), "(");
+    for (; closing > 0 && found[0][end - 1] === ")"; closing -= 1) end -= 1;
+    const url = found[0].slice(0, end);
     this.at -= found[0].length - url.length;
     // Within a label the address is text already: links do not nest.
     if (this.depth > 0) this.push(url);

@@ -58,7 +58,7 @@ fn is_bad_input(cause: &(dyn std::error::Error + 'static)) -> bool {
         })
         || cause.downcast_ref::<GenerateError>().is_some_and(|error| match error {
             GenerateError::Model(error) => bad_model(error),
-            GenerateError::Prompt { .. } => true,
+            GenerateError::Prompt { .. } | GenerateError::NotNumbers => true,
         })
 }
 

@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -278,9 +279,99 @@ fn another_server_underneath_is_served_under_the_same_apis() {
     let (status, body) = above.post("/v1/chat/completions", &long);
     assert_eq!((status, body["error"]["code"].as_str()), (400, Some("context_length_exceeded")), "{body}");
     assert_eq!(body["message"].as_str().unwrap().matches("messages:").count(), 1, "{body}");
+    let measured = json!({"model": "tiny", "prompt": "a", "echo": true, "logprobs": 1});
+    assert_eq!(below.post("/v1/completions", &measured).0, 200);
+    let (status, body) = above.post("/v1/completions", &measured);
+    assert_eq!((status, body["error"]["param"].as_str()), (400, Some("echo")), "{body}");
     drop(below);
     let (status, body) = above.post("/v1/chat/completions", &question);
     assert_eq!(status, 503, "{body}");
+}
+
+/// A server with a model that calls a tool, in the way of servers that end a call as they end a text; and what it is asked.
+fn calling() -> (String, mpsc::Receiver<Value>) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let (asked, questions) = mpsc::channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut request = Vec::new();
+            let body = loop {
+                let mut bytes = [0; 4096];
+                let count = stream.read(&mut bytes).unwrap();
+                request.extend_from_slice(&bytes[..count]);
+                let text = String::from_utf8_lossy(&request).into_owned();
+                let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+                let length = head.lines().find_map(|line| {
+                    line.to_ascii_lowercase().strip_prefix("content-length:")?.trim().parse().ok()
+                });
+                if body.len() >= length.unwrap_or(0) {
+                    break body.to_string();
+                }
+            };
+            let answer = match serde_json::from_str(&body) {
+                Ok(question) => {
+                    asked.send(question).unwrap();
+                    let call = json!({"index": 0, "id": "x", "function": {"name": "find", "arguments": "{\"n\": 1}"}});
+                    let delta = json!({"content": "I look.", "tool_calls": [call]});
+                    let called = json!({"choices": [{"index": 0, "delta": delta, "finish_reason": "stop"}]});
+                    format!("data: {called}\n\ndata: [DONE]\n\n")
+                }
+                Err(_) => json!({"data": [{"id": "calling"}]}).to_string(),
+            };
+            let head = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: text/plain";
+            stream
+                .write_all(format!("{head}\r\nContent-Length: {}\r\n\r\n{answer}", answer.len()).as_bytes())
+                .unwrap();
+        }
+    });
+    (format!("http://{address}/v1"), questions)
+}
+
+#[test]
+fn tools_of_another_server_are_called_and_get_their_results_back() {
+    let home = tempfile::tempdir().unwrap();
+    let (url, questions) = calling();
+    let above = Server::start(home.path(), &["--upstream", &url]);
+    let function = json!({"name": "find", "description": "Finds", "parameters": {"type": "object"}});
+    let tools = json!([{"type": "function", "function": function}]);
+    let user = json!({"role": "user", "content": "How many?"});
+    let ask = json!({"model": "calling", "messages": [user], "tools": tools});
+
+    let (status, first) = above.post("/v2/chat", &ask);
+    assert_eq!((status, first["finish_reason"].as_str()), (200, Some("TOOL_CALL")), "{first}");
+    assert_eq!(first["message"]["tool_plan"], "I look.");
+    let calls = &first["message"]["tool_calls"];
+    assert_eq!(questions.recv().unwrap()["tools"], tools);
+
+    let assistant = json!({"role": "assistant", "tool_plan": "I look.", "tool_calls": calls});
+    let result = json!({"role": "tool", "tool_call_id": calls[0]["id"], "content": "three"});
+    let again = json!({"model": "calling", "messages": [user, assistant, result], "tools": tools});
+    assert_eq!(above.post("/v2/chat", &again).0, 200);
+    let told = &questions.recv().unwrap()["messages"];
+    assert_eq!(told[1]["content"], "I look.");
+    assert_eq!(told[1]["tool_calls"][0]["function"], json!({"name": "find", "arguments": "{\"n\": 1}"}));
+    assert_eq!(told[1]["tool_calls"][0]["id"], told[2]["tool_call_id"]);
+    assert_eq!(told[2], json!({"role": "tool", "content": "three", "tool_call_id": calls[0]["id"]}));
+
+    let (_, chat) = above.post("/v1/chat/completions", &ask);
+    assert_eq!(chat["choices"][0]["finish_reason"], "tool_calls", "{chat}");
+    questions.recv().unwrap();
+
+    // Version 1 of Cohere's API has no ids.
+    let call = json!({"name": "find", "parameters": {"n": 1}});
+    let history = json!([
+        {"role": "USER", "message": "How many?"},
+        {"role": "CHATBOT", "message": "I look.", "tool_calls": [call]},
+    ]);
+    let results = json!([{"call": call, "outputs": [{"found": 3}]}]);
+    let body = json!({"model": "calling", "message": "", "chat_history": history, "tool_results": results});
+    let (status, answer) = above.post("/v1/chat", &body);
+    assert_eq!(status, 200, "{answer}");
+    let told = &questions.recv().unwrap()["messages"];
+    assert_eq!(told[1]["tool_calls"][0]["id"], told[2]["tool_call_id"]);
+    assert!(told[2]["tool_call_id"].is_string(), "{told}");
 }
 
 /// A server that lists a model, begins every answer and ends none.

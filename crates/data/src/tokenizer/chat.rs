@@ -149,6 +149,46 @@ impl Tokenizer {
         }
     }
 
+    /// [`Tokenizer::encode_prompt_with`] without the oldest turns where that has more than `most` tokens, and how many messages are left out.
+    /// What stands first for the system stays, and a conversation is cut before what a user says only: an answer without its question
+    /// would mislead. Where even the last of these turns is too long, that is what comes back.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode_prompt_with`].
+    pub fn encode_prompt_within(
+        &self,
+        messages: &[Message],
+        options: &ChatOptions,
+        most: usize,
+    ) -> Result<(Vec<u32>, usize), DataError> {
+        let whole = self.encode_prompt_with(messages, options)?;
+        let first = messages.iter().take_while(|message| message.role == Role::System).count();
+        let turns = messages.iter().enumerate().skip(first + 1);
+        let turns = turns.filter(|(_, message)| message.role == Role::User);
+        let omitted: Vec<usize> = turns.map(|(index, _)| index - first).collect();
+        if whole.len() <= most || omitted.is_empty() {
+            return Ok((whole, 0));
+        }
+        let without = |omitted: usize| {
+            let rest = messages[..first].iter().chain(&messages[first + omitted..]);
+            self.encode_prompt_with(&rest.cloned().collect::<Vec<_>>(), options)
+        };
+        // Halved again and again: to encode a long conversation once for each of its turns would take minutes.
+        let (mut low, mut high) = (0, omitted.len() - 1);
+        let mut found = None;
+        while low < high {
+            let middle = (low + high) / 2;
+            let ids = without(omitted[middle])?;
+            if ids.len() <= most {
+                (high, found) = (middle, Some(ids));
+            } else {
+                low = middle + 1;
+            }
+        }
+        let ids = found.map_or_else(|| without(omitted[high]), Ok)?;
+        Ok((ids, omitted[high]))
+    }
+
     fn encode_own(&self, own: &OwnChat, messages: &[Message]) -> Result<ChatTokens, DataError> {
         let mut tokens = ChatTokens { ids: vec![own.begin], loss_mask: vec![false] };
         for message in messages {

@@ -165,6 +165,32 @@ fn foreign_templates_do_not_let_content_become_special_tokens() {
     }
 }
 
+#[test]
+fn a_long_dialogue_loses_its_oldest_questions_with_their_answers() {
+    let tokenizer = tiny();
+    let options = ChatOptions::default();
+    let mut messages = dialogue();
+    for turn in 0..40 {
+        messages.push(Message::new(Role::User, format!("And in the year {turn}?")));
+        messages.push(Message::new(Role::Assistant, "The same water. ".repeat(turn % 7 + 1)));
+    }
+    messages.push(Message::new(Role::User, "And after that?"));
+    let whole = tokenizer.encode_prompt(&messages).unwrap();
+    assert_eq!(tokenizer.encode_prompt_within(&messages, &options, whole.len()).unwrap(), (whole.clone(), 0));
+    for most in (0..whole.len()).step_by(17) {
+        let (ids, omitted) = tokenizer.encode_prompt_within(&messages, &options, most).unwrap();
+        let without = |omitted: usize| {
+            let rest = [&messages[..1], &messages[1 + omitted..]].concat();
+            assert_eq!(rest[1].role, Role::User);
+            tokenizer.encode_prompt(&rest).unwrap()
+        };
+        assert_eq!(ids, without(omitted));
+        // Not one turn more than has to go, and the last question stays whatever there is room for.
+        assert!(without(omitted - 2).len() > most, "{most}");
+        assert!(ids.len() <= most || omitted == messages.len() - 2, "{most}");
+    }
+}
+
 /// Every answer's prompt is a prefix, and exactly what follows the prompt is learned.
 fn check_chat(tokenizer: &Tokenizer, messages: &[Message], what: &str) {
     let chat = tokenizer.encode_chat(messages).unwrap();

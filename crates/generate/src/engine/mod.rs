@@ -13,12 +13,13 @@ mod queue;
 mod tests;
 mod worker;
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use strata_data::Tokenizer;
-use strata_model::{Inference, WeightFormat};
+use strata_model::Inference;
 use strata_tensor::Cpu;
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -38,22 +39,26 @@ pub struct Request {
     /// How tokens are chosen.
     pub sampling: Sampling,
     /// Added to the logits of tokens, each time.
-    pub bias: Vec<(u32, f32)>,
+    pub bias: Arc<[(u32, f32)]>,
     /// Whether the text answers in a chat, where the template's leading space is left out.
     pub answer: bool,
     /// What the text must look like.
     pub constraint: Option<Constraint>,
     /// Whether log-probabilities are wanted, and those of how many likeliest tokens beside the chosen one.
     pub log_probabilities: Option<usize>,
+    /// Whether those of the prompt's tokens are wanted too, which is then read anew.
+    pub prompt_log_probabilities: bool,
     /// Who asks: clients take turns, and only requests of the same client share what was computed of a prompt.
     pub client: u64,
     /// When it ends at the latest.
     pub deadline: Option<Instant>,
 }
 
-/// What happens to a request, in this order: tokens, then one of the last two.
+/// What happens to a request, in this order: its prompt where that was asked for, tokens, then one of the last two.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
+    /// The prompt was read: its tokens, of which the first has no log-probability, and none a text.
+    Prompt(Vec<Token>),
     /// A token was written.
     Token(Token),
     /// The sequence ended.
@@ -121,19 +126,11 @@ pub struct Settings {
     pub prompt_tokens: usize,
     /// Bytes of keys and values: of running sequences, and of finished ones kept for what may follow.
     pub cache_bytes: usize,
-    /// What whoever opens the model holds its weights in.
-    pub weights: WeightFormat,
 }
 
 impl Default for Settings {
     fn default() -> Settings {
-        Settings {
-            batch: 128,
-            queue: 256,
-            prompt_tokens: 256,
-            cache_bytes: 1 << 30,
-            weights: WeightFormat::F32,
-        }
+        Settings { batch: 128, queue: 256, prompt_tokens: 256, cache_bytes: 1 << 30 }
     }
 }
 
@@ -158,6 +155,21 @@ pub struct Counters {
     pub cache_bytes: AtomicUsize,
     /// Milliseconds that the last finished requests took on average, for the advice to those who are turned away.
     request_milliseconds: AtomicU64,
+}
+
+impl Counters {
+    /// Adds what another engine has done, and not what it is doing.
+    pub fn add(&self, other: &Counters) {
+        for (to, from) in [
+            (&self.steps, &other.steps),
+            (&self.step_sequences, &other.step_sequences),
+            (&self.prompt_tokens, &other.prompt_tokens),
+            (&self.cached_tokens, &other.cached_tokens),
+            (&self.completion_tokens, &other.completion_tokens),
+        ] {
+            to.fetch_add(from.load(Relaxed), Relaxed);
+        }
+    }
 }
 
 /// Why a request was not taken.
@@ -231,7 +243,7 @@ impl Drop for Place {
 
 impl Job {
     fn send(&self, event: Event) {
-        let ends = !matches!(event, Event::Token(_));
+        let ends = matches!(event, Event::Finished(_) | Event::Failed(_));
         // A receiver that is gone is noticed before the next step.
         let _ = self.events.send((self.index, event));
         if ends {
@@ -331,7 +343,7 @@ impl Engine {
     }
 
     /// What the engine has done and is doing.
-    pub fn counters(&self) -> &Counters {
+    pub fn counters(&self) -> &Arc<Counters> {
         &self.counters
     }
 
@@ -342,7 +354,8 @@ impl Engine {
 
     /// Whether anything waits or runs.
     pub fn is_busy(&self) -> bool {
-        self.counters.waiting.load(Relaxed) + self.counters.running.load(Relaxed) > 0
+        // First the ones, then the others: what is admitted in between is counted twice rather than not at all.
+        self.counters.waiting.load(Acquire) + self.counters.running.load(Relaxed) > 0
     }
 
     /// How long it takes until as many have been answered as wait now: at least a second, at most a minute.

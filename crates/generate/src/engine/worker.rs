@@ -1,7 +1,7 @@
 //! A lane of the engine, which is a thread: admit, read or write one step for everyone, give out, repeat.
 
 use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Relaxed, Release};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -13,7 +13,7 @@ use strata_tensor::Cpu;
 use super::prefix::{PrefixCache, common, is_worth};
 use super::queue::Queue;
 use super::{Counters, Event, Finished, Job, Reason, Settings, Token, Usage};
-use crate::sampler::log_probabilities;
+use crate::sampler::{NOT_NUMBERS, are_numbers, log_probabilities};
 use crate::{Constraint, Sampler, TextStream};
 
 /// What all lanes of an engine share.
@@ -55,6 +55,8 @@ struct Sequence {
     tokens: Vec<u32>,
     sampler: Sampler,
     text: TextStream,
+    /// Tokens of the prompt with their log-probabilities, where these are wanted, until it is read.
+    prompt: Vec<Token>,
     cached: usize,
     ended: bool,
     /// How it ended, where that is of use to anybody. It is told when the state is kept, so that whoever goes on at once finds it.
@@ -74,6 +76,41 @@ impl Sequence {
     /// Tokens that the state has not seen.
     fn unseen(&self) -> usize {
         self.tokens.len() - self.state.len()
+    }
+
+    /// Whether log-probabilities of the prompt are wanted that are not known yet.
+    fn tells_prompt(&self) -> bool {
+        self.job.request.prompt_log_probabilities && self.prompt.len() < self.job.request.prompt.len()
+    }
+
+    /// Notes the log-probabilities of the prompt's tokens that follow those just read, a row of logits for each, and tells them when they
+    /// are all.
+    fn note_prompt(&mut self, logits: &[f32], vocabulary: usize) {
+        let request = &self.job.request;
+        let read = self.state.len() - logits.len() / vocabulary;
+        if read == 0 {
+            let first = Token {
+                id: request.prompt[0],
+                text: String::new(),
+                log_probability: None,
+                alternatives: Vec::new(),
+            };
+            self.prompt.push(first);
+        }
+        let next = request.prompt.iter().skip(read + 1);
+        for (&id, logits) in next.zip(logits.chunks_exact(vocabulary)) {
+            let all = log_probabilities(self.sampler.isa(), logits);
+            self.prompt.push(Token {
+                id,
+                text: String::new(),
+                log_probability: Some(all[id as usize]),
+                alternatives: likeliest(&all, request.log_probabilities.unwrap_or(0)),
+            });
+        }
+        if self.prompt.len() == request.prompt.len() {
+            // Its length stays what it was, so that it is told once.
+            self.job.send(Event::Prompt(self.prompt.clone()));
+        }
     }
 }
 
@@ -161,7 +198,10 @@ impl Worker {
         while self.running.len() < batch {
             let fits = |job: &Job| reserved == 0 || reserved + needs(job) <= bytes;
             let Some(job) = self.queue.pop(fits) else { break };
-            counters.waiting.fetch_sub(1, Relaxed);
+            // In this order, so that `is_busy`, which looks the other way round, finds it somewhere.
+            counters.running.fetch_add(1, Relaxed);
+            self.counted.0 += 1;
+            counters.waiting.fetch_sub(1, Release);
             reserved += needs(&job);
             self.start(job);
         }
@@ -184,7 +224,7 @@ impl Worker {
 
     fn start(&mut self, job: Job) {
         let request = &job.request;
-        if request.limits.max_tokens == 0 {
+        if request.limits.max_tokens == 0 && !request.prompt_log_probabilities {
             let usage = Usage { prompt_tokens: request.prompt.len(), ..Usage::default() };
             let finished = Finished { reason: Reason::Length, text: String::new(), usage };
             job.send(Event::Finished(finished));
@@ -200,6 +240,7 @@ impl Worker {
             sampler: Sampler::new(self.cpu.isa(), request.sampling, job.index as u64),
             text: TextStream::new(tokenizer, &request.stop_strings, request.answer),
             state,
+            prompt: Vec::new(),
             cached,
             ended: false,
             end: None,
@@ -211,6 +252,9 @@ impl Worker {
     /// seen.
     fn known_beginning(&self, job: &Job) -> State {
         let (client, prompt) = (job.request.client, &job.request.prompt);
+        if job.request.prompt_log_probabilities {
+            return self.shared.model.new_state();
+        }
         let running = self
             .running
             .iter()
@@ -235,6 +279,7 @@ impl Worker {
     fn step(&mut self) {
         let Shared { model, settings, counters, .. } = &*self.shared;
         let mut room = settings.prompt_tokens.max(1);
+        let mut all = false;
         let mut inputs = Vec::with_capacity(self.running.len());
         let mut served = Vec::with_capacity(self.running.len());
         for (index, sequence) in self.running.iter_mut().enumerate() {
@@ -242,29 +287,42 @@ impl Worker {
             let piece = if unseen == 1 { 1 } else { unseen.min(room) };
             if piece > 0 {
                 room -= if unseen == 1 { 0 } else { piece };
+                all |= sequence.tells_prompt();
                 let tokens = &sequence.tokens[sequence.state.len()..][..piece];
                 inputs.push(Input { state: &mut sequence.state, tokens });
-                served.push(index);
+                served.push((index, piece));
             }
         }
+        let wanted = if all { Wanted::All } else { Wanted::Last };
         counters.steps.fetch_add(1, Relaxed);
         counters.step_sequences.fetch_add(inputs.len() as u64, Relaxed);
-        if let Err(error) = model.step_into(&self.cpu, &mut inputs, Wanted::Last, &mut self.logits) {
+        if let Err(error) = model.step_into(&self.cpu, &mut inputs, wanted, &mut self.logits) {
             // Every prompt was checked before, so this concerns them all.
             for sequence in &mut self.running {
                 sequence.end(Event::Failed(error.to_string()));
             }
             return;
         }
-        let context = model.context();
-        let mut served = served.into_iter().peekable();
-        let running = self.running.iter_mut().enumerate();
-        let advanced =
-            running.filter(|(index, _)| served.next_if_eq(index).is_some()).map(|(_, sequence)| sequence);
-        let items = advanced.zip(self.logits.chunks_exact_mut(model.config().vocab_size));
-        let items: Vec<_> = items.filter(|(sequence, _)| sequence.unseen() == 0).collect();
+        let (context, vocabulary) = (model.context(), model.config().vocab_size);
+        let mut items = Vec::with_capacity(served.len());
+        let (mut served, mut rest) = (served.into_iter().peekable(), self.logits.as_mut_slice());
+        for (index, sequence) in self.running.iter_mut().enumerate() {
+            let Some((_, piece)) = served.next_if(|(served, _)| *served == index) else { continue };
+            let (logits, others) = rest.split_at_mut(if all { piece * vocabulary } else { vocabulary });
+            rest = others;
+            if sequence.unseen() == 0 || sequence.tells_prompt() {
+                items.push((sequence, logits));
+            }
+        }
         let choose = |(sequence, logits): (&mut Sequence, &mut [f32])| {
-            if let Err(problem) = write(sequence, logits, context, counters) {
+            if sequence.tells_prompt() {
+                sequence.note_prompt(logits, vocabulary);
+            }
+            if sequence.unseen() > 0 {
+                return;
+            }
+            let last = logits.len() - vocabulary;
+            if let Err(problem) = write(sequence, &mut logits[last..], context, counters) {
                 sequence.end(Event::Failed(problem));
             }
         };
@@ -280,11 +338,19 @@ fn write(
     context: usize,
     counters: &Counters,
 ) -> Result<(), String> {
+    if sequence.job.request.limits.max_tokens == 0 {
+        finish(sequence, Reason::Length, counters);
+        return Ok(());
+    }
+    let first = sequence.written() == 0;
     let left = sequence.job.request.limits.max_tokens - sequence.written();
     let left = left.min(context - sequence.state.len());
     let request = &mut sequence.job.request;
+    if first && !are_numbers(logits) {
+        return Err(NOT_NUMBERS.into());
+    }
     let likelihoods = request.log_probabilities.map(|_| log_probabilities(sequence.sampler.isa(), logits));
-    for &(token, bias) in &request.bias {
+    for &(token, bias) in request.bias.iter() {
         if let Some(logit) = logits.get_mut(token as usize) {
             *logit += bias;
         }

@@ -8,7 +8,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use strata_data::{Message, Role};
+use strata_data::Role;
 use strata_generate::ToolCall;
 use utoipa::ToSchema;
 
@@ -19,11 +19,16 @@ use crate::ask::{Ask, AskedTool, EndReason, Fields, Piece, Prompt, Text, Truncat
 use crate::body::JsonBody;
 use crate::error::{ApiError, ErrorBody};
 use crate::ids::uuid;
-use crate::openai::chat::tool_call_text;
 use crate::session::Session;
 use crate::stream::{self, json_line};
+use crate::turn::{Called, Turn};
 
-const FIELDS: Fields = Fields { prompt: "message", max_tokens: "max_tokens", format: "response_format" };
+const FIELDS: Fields = Fields {
+    prompt: "message",
+    max_tokens: "max_tokens",
+    format: "response_format",
+    prompt_log_probabilities: "logprobs",
+};
 
 /// A message to be answered.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -98,6 +103,12 @@ pub struct ToolCallV1 {
     parameters: Value,
 }
 
+impl ToolCallV1 {
+    fn called(self) -> Called {
+        Called { id: None, name: self.name, arguments: self.parameters.to_string() }
+    }
+}
+
 /// What a called function gave.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct ToolResultV1 {
@@ -163,17 +174,19 @@ fn python_type(name: &str) -> Value {
     }
 }
 
-fn turn(turn: TurnV1, index: usize) -> Result<Vec<Message>, ApiError> {
+fn turns(turn: TurnV1, index: usize) -> Result<Vec<Turn>, ApiError> {
     let text = turn.message.unwrap_or_default();
     let field = format!("chat_history[{index}].role");
     Ok(match turn.role.to_ascii_uppercase().as_str() {
-        "USER" => vec![Message::new(Role::User, text)],
-        "SYSTEM" => vec![Message::new(Role::System, text)],
+        // Cohere's own history has results with what the user said.
+        "USER" => {
+            let said = (!text.is_empty() || turn.tool_results.is_none()).then(|| Turn::new(Role::User, text));
+            said.into_iter().chain(results(turn.tool_results.unwrap_or_default())).collect()
+        }
+        "SYSTEM" => vec![Turn::new(Role::System, text)],
         "CHATBOT" => {
-            let calls = turn.tool_calls.unwrap_or_default();
-            let calls: String =
-                calls.iter().map(|call| tool_call_text(&call.name, &call.parameters.to_string())).collect();
-            vec![Message::new(Role::Assistant, text + &calls)]
+            let calls = turn.tool_calls.unwrap_or_default().into_iter().map(ToolCallV1::called).collect();
+            vec![Turn { calls, ..Turn::new(Role::Assistant, text) }]
         }
         "TOOL" => results(turn.tool_results.unwrap_or_default()),
         other => {
@@ -185,8 +198,12 @@ fn turn(turn: TurnV1, index: usize) -> Result<Vec<Message>, ApiError> {
     })
 }
 
-fn results(results: Vec<ToolResultV1>) -> Vec<Message> {
-    results.into_iter().map(|result| Message::new(Role::Tool, json!(result.outputs).to_string())).collect()
+fn results(results: Vec<ToolResultV1>) -> Vec<Turn> {
+    let turn = |ToolResultV1 { call, outputs }| Turn {
+        answers: Some(call.called()),
+        ..Turn::new(Role::Tool, json!(outputs).to_string())
+    };
+    results.into_iter().map(turn).collect()
 }
 
 impl ChatRequestV1 {
@@ -195,13 +212,13 @@ impl ChatRequestV1 {
         if self.message.is_empty() && !results_given {
             return Err(ApiError::field("message", "expected some text, found none"));
         }
-        let mut messages: Vec<Message> =
-            self.preamble.into_iter().map(|text| Message::new(Role::System, text)).collect();
+        let mut messages: Vec<Turn> =
+            self.preamble.into_iter().map(|text| Turn::new(Role::System, text)).collect();
         for (index, history) in self.chat_history.unwrap_or_default().into_iter().enumerate() {
-            messages.extend(turn(history, index)?);
+            messages.extend(turns(history, index)?);
         }
         if !self.message.is_empty() {
-            messages.push(Message::new(Role::User, self.message.clone()));
+            messages.push(Turn::new(Role::User, self.message.clone()));
         }
         messages.extend(results(self.tool_results.unwrap_or_default()));
         let documents =
@@ -284,12 +301,13 @@ pub async fn chat(
         None => app.catalog.default_name().await?,
     };
     let mut history = request.chat_history.clone().unwrap_or_default();
-    history.push(TurnV1 {
-        role: "USER".into(),
-        message: Some(request.message.clone()),
-        tool_calls: None,
-        tool_results: request.tool_results.clone(),
-    });
+    let turn = |role: &str| TurnV1 { role: role.into(), message: None, tool_calls: None, tool_results: None };
+    if !request.message.is_empty() {
+        history.push(TurnV1 { message: Some(request.message.clone()), ..turn("USER") });
+    }
+    if let Some(results) = request.tool_results.clone().filter(|results| !results.is_empty()) {
+        history.push(TurnV1 { tool_results: Some(results), ..turn("TOOL") });
+    }
     let ask = request.ask()?;
     let session = Session::begin(&app, &client, &model, ask).await?;
     let format = ChatStreamV1 { id: uuid(), history, answer: Whole::default() };
@@ -341,6 +359,7 @@ impl stream::Format for ChatStreamV1 {
 
     fn piece(&mut self, _: usize, piece: Piece, out: &mut Vec<u8>) {
         match piece {
+            Piece::Read(_) => {}
             Piece::Text(piece) => {
                 self.answer.text += &piece.text;
                 let line = json!({"event_type": "text-generation", "is_finished": false, "text": piece.text});

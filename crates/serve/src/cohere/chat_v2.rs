@@ -6,23 +6,29 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use strata_data::{Message, Role};
+use strata_data::Role;
 use strata_generate::ToolCall;
 use utoipa::ToSchema;
 
 use super::{Sampling, TokenCounts, document, fallback, finish_reason, stop_sequences};
 use crate::app::{Client, Shared};
 use crate::ask::{
-    Ask, AskUsage, AskedTool, Choice, EndReason, Fields, Format, Piece, Prompt, TokenPiece, total_usage,
+    Ask, AskUsage, AskedTool, Choice, EndReason, Fields, Format, Piece, Prompt, TokenPiece, finite,
+    total_usage,
 };
 use crate::body::JsonBody;
 use crate::error::{ApiError, ErrorBody};
 use crate::ids::{unique, uuid};
-use crate::openai::chat::tool_call_text;
 use crate::session::Session;
 use crate::stream::{self, event};
+use crate::turn::{Called, Turn};
 
-const FIELDS: Fields = Fields { prompt: "messages", max_tokens: "max_tokens", format: "response_format" };
+const FIELDS: Fields = Fields {
+    prompt: "messages",
+    max_tokens: "max_tokens",
+    format: "response_format",
+    prompt_log_probabilities: "logprobs",
+};
 
 /// A conversation to be answered.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -177,7 +183,7 @@ impl ResponseFormatV2 {
 }
 
 impl MessageV2 {
-    fn message(self, index: usize) -> Result<Message, ApiError> {
+    fn turn(self, index: usize) -> Result<Turn, ApiError> {
         let field = |name: &str| format!("messages[{index}].{name}");
         let role = Role::from_name(&self.role).ok_or_else(|| {
             let problem = format!("expected system, user, assistant or tool, found {:?}", self.role);
@@ -189,7 +195,7 @@ impl MessageV2 {
                 "expected the id of the call that this answers",
             ));
         }
-        let mut text = match self.content {
+        let text = match self.content {
             Some(ContentV2::Text(text)) => text,
             Some(ContentV2::Parts(parts)) => {
                 let mut texts = Vec::with_capacity(parts.len());
@@ -216,19 +222,20 @@ impl MessageV2 {
                 ));
             }
         };
-        for call in self.tool_calls.unwrap_or_default() {
-            let arguments = call.function.arguments.unwrap_or_else(|| "{}".into());
-            text += &tool_call_text(&call.function.name.unwrap_or_default(), &arguments);
-        }
-        Ok(Message::new(role, text))
+        let called = |ToolCallV2 { id, function, .. }| Called {
+            id,
+            name: function.name.unwrap_or_default(),
+            arguments: function.arguments.unwrap_or_else(|| "{}".into()),
+        };
+        let calls = self.tool_calls.unwrap_or_default().into_iter().map(called).collect();
+        Ok(Turn { calls, answers: self.tool_call_id.map(Called::by_id), ..Turn::new(role, text) })
     }
 }
 
 impl ChatRequestV2 {
     fn ask(self) -> Result<(String, Ask), ApiError> {
         let messages = self.messages.into_iter().enumerate();
-        let messages =
-            messages.map(|(index, message)| message.message(index)).collect::<Result<Vec<_>, _>>()?;
+        let messages = messages.map(|(index, message)| message.turn(index)).collect::<Result<Vec<_>, _>>()?;
         let documents = self.documents.unwrap_or_default().into_iter().enumerate();
         let documents = documents.map(|(index, value)| document(value, index, "doc:")).collect();
         let mut ask = Ask::new(Prompt::Chat { messages, documents }, FIELDS);
@@ -294,6 +301,9 @@ pub struct ChatResponseV2 {
 #[derive(Debug, Serialize, ToSchema)]
 pub struct AnswerV2 {
     role: &'static str,
+    /// What was said before tools were called.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tool_plan: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     content: Option<Vec<TextBlock>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -335,7 +345,7 @@ impl From<TokenPiece> for LogprobV2 {
         LogprobV2 {
             text: String::from_utf8_lossy(&token.bytes).into_owned(),
             token_ids: vec![token.id],
-            logprobs: vec![token.log_probability.max(-9999.0)],
+            logprobs: vec![finite(token.log_probability)],
         }
     }
 }
@@ -375,6 +385,7 @@ pub async fn chat(
         finish_reason,
         message: AnswerV2 {
             role: "assistant",
+            tool_plan: (!calls.is_empty() && !answer.text.is_empty()).then(|| answer.text.clone()),
             content: calls.is_empty().then(|| vec![TextBlock { kind: "text", text: answer.text }]),
             tool_calls: (!calls.is_empty()).then_some(calls),
         },
@@ -421,6 +432,7 @@ impl stream::Format for ChatStreamV2 {
 
     fn piece(&mut self, _: usize, piece: Piece, out: &mut Vec<u8>) {
         match piece {
+            Piece::Read(_) => {}
             Piece::Text(piece) => {
                 if !self.begun {
                     self.begun = true;

@@ -10,14 +10,19 @@ use utoipa::ToSchema;
 
 use super::{Meta, Sampling, fallback, finish_reason_v1, stop_sequences};
 use crate::app::{Client, Shared};
-use crate::ask::{Ask, EndReason, Fields, Piece, Prompt, Text, TokenPiece, Truncate, Whole, total_usage};
+use crate::ask::{Ask, EndReason, Fields, Piece, Prompt, Text, Truncate, Whole, finite, total_usage};
 use crate::body::JsonBody;
 use crate::error::{ApiError, ErrorBody};
 use crate::ids::uuid;
 use crate::session::Session;
 use crate::stream::{self, json_line};
 
-const FIELDS: Fields = Fields { prompt: "prompt", max_tokens: "max_tokens", format: "response_format" };
+const FIELDS: Fields = Fields {
+    prompt: "prompt",
+    max_tokens: "max_tokens",
+    format: "response_format",
+    prompt_log_probabilities: "return_likelihoods",
+};
 
 /// A text to be continued.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -96,11 +101,11 @@ impl GenerateRequest {
             None | Some("NONE") => false,
             Some("GENERATION") => true,
             Some("ALL") => {
-                let problem = "likelihoods of the prompt are not computed here; GENERATION and NONE are";
-                return Err(ApiError::field("return_likelihoods", problem));
+                ask.prompt_log_probabilities = true;
+                true
             }
             Some(other) => {
-                let problem = format!("expected GENERATION or NONE, found {other:?}");
+                let problem = format!("expected ALL, GENERATION or NONE, found {other:?}");
                 return Err(ApiError::field("return_likelihoods", problem));
             }
         };
@@ -125,7 +130,7 @@ pub struct Generation {
     text: String,
     index: usize,
     finish_reason: &'static str,
-    /// Mean log-probability of its tokens.
+    /// Mean log-probability of its tokens, with `ALL` of the prompt's too.
     #[serde(skip_serializing_if = "Option::is_none")]
     likelihood: Option<f32>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -136,7 +141,9 @@ pub struct Generation {
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct TokenLikelihood {
     token: String,
-    likelihood: f32,
+    /// None of a prompt's first token where nothing stands before it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    likelihood: Option<f32>,
 }
 
 /// Continue a text.
@@ -177,21 +184,27 @@ pub async fn generate(
 
 fn generation(index: usize, answer: Whole, kept: &[String], likelihoods: bool) -> Generation {
     let reason = answer.reason();
-    let tokens: Vec<TokenLikelihood> = answer.tokens.iter().map(likelihood).collect();
-    let sum: f32 = tokens.iter().map(|token| token.likelihood).sum();
+    let read = answer.read.unwrap_or_default();
+    let first = read.first.iter().map(|bytes| TokenLikelihood::new(bytes, None));
+    let others = read.rest.iter().chain(&answer.tokens);
+    let others = others.map(|token| TokenLikelihood::new(&token.bytes, Some(finite(token.log_probability))));
+    let tokens: Vec<TokenLikelihood> = first.chain(others).collect();
+    let known: Vec<f32> = tokens.iter().filter_map(|token| token.likelihood).collect();
+    let mean = known.iter().sum::<f32>() / known.len().max(1) as f32;
     Generation {
         id: uuid(),
         text: answer.text + stay(&reason, kept),
         index,
         finish_reason: finish_reason_v1(&reason),
-        likelihood: likelihoods.then(|| sum / tokens.len().max(1) as f32),
+        likelihood: likelihoods.then_some(mean),
         token_likelihoods: likelihoods.then_some(tokens),
     }
 }
 
-fn likelihood(token: &TokenPiece) -> TokenLikelihood {
-    let text = String::from_utf8_lossy(&token.bytes).into_owned();
-    TokenLikelihood { token: text, likelihood: token.log_probability.max(-9999.0) }
+impl TokenLikelihood {
+    fn new(bytes: &[u8], likelihood: Option<f32>) -> TokenLikelihood {
+        TokenLikelihood { token: String::from_utf8_lossy(bytes).into_owned(), likelihood }
+    }
 }
 
 /// The stop sequence that stays in the text it ends.
@@ -222,6 +235,10 @@ impl stream::Format for GenerateStream {
                 answer.text += &piece.text;
                 answer.tokens.extend(piece.token);
                 piece.text
+            }
+            Piece::Read(read) => {
+                answer.read = Some(read);
+                return;
             }
             Piece::ToolCalls(_) => return,
             Piece::End(end) => {

@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use crate::ask::{AskUsage, AskedSampling, EndReason};
+use crate::ask::{AskUsage, AskedSampling, EndReason, check_stops, in_range};
 use crate::error::ApiError;
 
 /// Sampling as Cohere names it, checked against the ranges that the API promises.
@@ -26,22 +26,17 @@ struct Sampling {
 
 impl Sampling {
     fn check(self) -> Result<AskedSampling, ApiError> {
-        let range = |name: &str, value: Option<f32>, least: f32, most: f32| match value {
-            Some(value) if !(least..=most).contains(&value) => {
-                Err(ApiError::field(name, format!("expected {least} to {most}, found {value}")))
-            }
-            value => Ok(value),
-        };
         if self.k.is_some_and(|k| k > 500) {
             return Err(ApiError::field("k", "expected 0 to 500"));
         }
         Ok(AskedSampling {
-            temperature: range("temperature", self.temperature, 0.0, self.most_temperature)?,
+            temperature: in_range("temperature", self.temperature, 0.0, self.most_temperature)?,
             top_k: self.k,
-            top_p: range("p", self.p, 0.0, 1.0)?,
+            top_p: in_range("p", self.p, 0.0, 1.0)?,
             seed: self.seed,
-            frequency_penalty: range("frequency_penalty", self.frequency_penalty, 0.0, 1.0)?.unwrap_or(0.0),
-            presence_penalty: range("presence_penalty", self.presence_penalty, 0.0, 1.0)?.unwrap_or(0.0),
+            frequency_penalty: in_range("frequency_penalty", self.frequency_penalty, 0.0, 1.0)?
+                .unwrap_or(0.0),
+            presence_penalty: in_range("presence_penalty", self.presence_penalty, 0.0, 1.0)?.unwrap_or(0.0),
         })
     }
 }
@@ -53,10 +48,11 @@ fn fallback(temperature: f32) -> AskedSampling {
 
 fn stop_sequences(stops: Option<Vec<String>>, field: &str) -> Result<Vec<String>, ApiError> {
     let stops = stops.unwrap_or_default();
-    match stops.len() {
-        0..=5 => Ok(stops),
-        count => Err(ApiError::field(field, format!("expected at most 5 texts, found {count}"))),
+    if stops.len() > 5 {
+        return Err(ApiError::field(field, format!("expected at most 5 texts, found {}", stops.len())));
     }
+    check_stops(&stops, field)?;
+    Ok(stops)
 }
 
 /// Tokens of a request.

@@ -1,14 +1,18 @@
 //! `POST /v1/tokenize`, `/v1/detokenize` and `/v1/check-api-key`
 
-use axum::Json;
+use std::time::Instant;
+
 use axum::extract::State;
+use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::Meta;
-use crate::app::Shared;
+use crate::app::{Client, Shared};
+use crate::ask::LIGHT_BYTES;
 use crate::body::JsonBody;
 use crate::error::{ApiError, ErrorBody};
+use crate::local::LocalModel;
 
 /// Most characters or tokens in one request.
 const MOST: usize = 65_536;
@@ -38,18 +42,35 @@ pub struct TokenizeResponse {
 ))]
 pub async fn tokenize(
     State(app): State<Shared>,
+    Extension(client): Extension<Client>,
     JsonBody(request): JsonBody<TokenizeRequest>,
 ) -> Result<Json<TokenizeResponse>, ApiError> {
     let characters = request.text.chars().count();
     if !(1..=MOST).contains(&characters) {
         return Err(ApiError::field("text", format!("expected 1 to {MOST} characters, found {characters}")));
     }
+    app.limit(&client, Instant::now())?;
     let model = app.catalog.get_local(&request.model).await?;
-    let tokenizer = model.tokenizer();
-    let tokens = tokenizer.encode_plain(&request.text).map_err(|error| ApiError::field("text", error))?;
-    let text = |id: &u32| String::from_utf8_lossy(tokenizer.token_bytes(*id)).into_owned();
-    let token_strings = tokens.iter().map(text).collect();
-    Ok(Json(TokenizeResponse { tokens, token_strings, meta: Meta::new(None) }))
+    let light = request.text.len() <= LIGHT_BYTES;
+    let work = move || {
+        let tokenizer = model.tokenizer();
+        let tokens = tokenizer.encode_plain(&request.text).map_err(|error| ApiError::field("text", error))?;
+        let text = |id: &u32| String::from_utf8_lossy(tokenizer.token_bytes(*id)).into_owned();
+        let token_strings = tokens.iter().map(text).collect();
+        Ok(Json(TokenizeResponse { tokens, token_strings, meta: Meta::new(None) }))
+    };
+    aside(light, work).await
+}
+
+/// Does what takes a while on a thread where it holds up nobody else, and what is light at once.
+async fn aside<R: Send + 'static>(
+    light: bool,
+    work: impl FnOnce() -> Result<R, ApiError> + Send + 'static,
+) -> Result<R, ApiError> {
+    match light {
+        true => work(),
+        false => tokio::task::spawn_blocking(work).await.map_err(ApiError::internal)?,
+    }
 }
 
 /// Tokens to be put together.
@@ -76,21 +97,28 @@ pub struct DetokenizeResponse {
 ))]
 pub async fn detokenize(
     State(app): State<Shared>,
+    Extension(client): Extension<Client>,
     JsonBody(request): JsonBody<DetokenizeRequest>,
 ) -> Result<Json<DetokenizeResponse>, ApiError> {
     let count = request.tokens.len();
     if !(1..=MOST).contains(&count) {
         return Err(ApiError::field("tokens", format!("expected 1 to {MOST} tokens, found {count}")));
     }
+    app.limit(&client, Instant::now())?;
     let model = app.catalog.get_local(&request.model).await?;
+    let work = move || text_of(&model, &request.tokens);
+    let text = aside(count <= LIGHT_BYTES, work).await?;
+    Ok(Json(DetokenizeResponse { text, meta: Meta::new(None) }))
+}
+
+fn text_of(model: &LocalModel, tokens: &[u32]) -> Result<String, ApiError> {
     let tokenizer = model.tokenizer();
-    if let Some(at) = request.tokens.iter().position(|id| *id as usize >= tokenizer.vocab_size()) {
-        let (id, size) = (request.tokens[at], tokenizer.vocab_size());
+    if let Some(at) = tokens.iter().position(|id| *id as usize >= tokenizer.vocab_size()) {
+        let (id, size) = (tokens[at], tokenizer.vocab_size());
         let problem = format!("token {id} is outside the vocabulary of {size}");
         return Err(ApiError::field(format!("tokens[{at}]"), problem));
     }
-    let text = tokenizer.decode(&request.tokens, false).map_err(|error| ApiError::field("tokens", error))?;
-    Ok(Json(DetokenizeResponse { text, meta: Meta::new(None) }))
+    tokenizer.decode(tokens, false).map_err(|error| ApiError::field("tokens", error))
 }
 
 /// Whether a key is good.

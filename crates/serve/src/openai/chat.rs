@@ -8,24 +8,31 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use strata_data::{Message, Role};
-use strata_generate::{CALL_BEGIN, CALL_END, ToolCall};
+use strata_data::Role;
+use strata_generate::ToolCall;
 use utoipa::ToSchema;
 
 use super::{
-    OneOrMany, StreamOptions, TokenLogprob, Usage, bias, error_of, finish_reason, in_range, role, seed, stops,
+    OneOrMany, StreamOptions, TokenLogprob, Usage, bias, error_of, finish_reason, role, seed, stops,
 };
 use crate::app::{Client, Shared};
 use crate::ask::{
-    Ask, AskUsage, AskedSampling, AskedTool, Choice, Fields, Format, Piece, Truncate, Whole, total_usage,
+    Ask, AskUsage, AskedSampling, AskedTool, Choice, Fields, Format, Piece, Truncate, Whole, in_range,
+    total_usage,
 };
 use crate::body::JsonBody;
 use crate::error::{ApiError, ErrorBody};
 use crate::ids::{now, unique};
 use crate::session::Session;
 use crate::stream::{self, event};
+use crate::turn::{Called, Turn};
 
-const FIELDS: Fields = Fields { prompt: "messages", max_tokens: "max_tokens", format: "response_format" };
+const FIELDS: Fields = Fields {
+    prompt: "messages",
+    max_tokens: "max_tokens",
+    format: "response_format",
+    prompt_log_probabilities: "logprobs",
+};
 
 /// A conversation to be answered.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -85,6 +92,8 @@ pub struct ChatMessage {
     content: Option<Content>,
     /// What the assistant asked to be called.
     tool_calls: Option<Vec<ChatToolCall>>,
+    /// With `tool`: which call this answers.
+    tool_call_id: Option<String>,
 }
 
 /// Text, or parts of it.
@@ -100,11 +109,13 @@ pub enum Content {
 /// A part of a turn.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 pub struct ContentPart {
-    /// `text`; models here read nothing else.
+    /// `text` or `refusal`; models here read nothing else.
     #[serde(rename = "type")]
     kind: String,
     /// The text.
     text: Option<String>,
+    /// The words of a refusal.
+    refusal: Option<String>,
 }
 
 /// A call of a tool.
@@ -192,9 +203,9 @@ pub struct FunctionName {
 }
 
 impl ChatMessage {
-    fn message(self, index: usize) -> Result<Message, ApiError> {
+    fn turn(self, index: usize) -> Result<Turn, ApiError> {
         let role = role(&self.role, || format!("messages[{index}].role"))?;
-        let mut text = match self.content {
+        let text = match self.content {
             None if role == Role::Assistant => String::new(),
             None => {
                 let field = format!("messages[{index}].content");
@@ -205,11 +216,14 @@ impl ChatMessage {
                 let mut texts = Vec::with_capacity(parts.len());
                 for (part_index, part) in parts.into_iter().enumerate() {
                     let field = format!("messages[{index}].content[{part_index}]");
-                    match part.text {
-                        Some(text) if matches!(part.kind.as_str(), "text" | "input_text" | "refusal") => {
-                            texts.push(text);
-                        }
-                        _ => {
+                    let found = match part.kind.as_str() {
+                        "text" | "input_text" => part.text,
+                        "refusal" => part.refusal,
+                        _ => None,
+                    };
+                    match found {
+                        Some(text) => texts.push(text),
+                        None => {
                             let problem = format!("expected a part of type \"text\", found {:?}", part.kind);
                             return Err(ApiError::field(field, problem));
                         }
@@ -218,23 +232,20 @@ impl ChatMessage {
                 texts.join("\n")
             }
         };
-        for call in self.tool_calls.unwrap_or_default() {
-            text += &tool_call_text(&call.function.name, &call.function.arguments);
-        }
-        Ok(Message::new(role, text))
+        let called = |ChatToolCall { id, function: CalledFunction { name, arguments }, .. }| Called {
+            id,
+            name,
+            arguments,
+        };
+        let calls = self.tool_calls.unwrap_or_default().into_iter().map(called).collect();
+        Ok(Turn { calls, answers: self.tool_call_id.map(Called::by_id), ..Turn::new(role, text) })
     }
-}
-
-/// A call as models write it.
-pub fn tool_call_text(name: &str, arguments: &str) -> String {
-    format!("{CALL_BEGIN}{{\"name\": {}, \"arguments\": {arguments}}}{CALL_END}", json!(name))
 }
 
 impl ChatRequest {
     fn ask(self) -> Result<(String, Ask), ApiError> {
         let messages = self.messages.into_iter().enumerate();
-        let messages =
-            messages.map(|(index, message)| message.message(index)).collect::<Result<Vec<_>, _>>()?;
+        let messages = messages.map(|(index, message)| message.turn(index)).collect::<Result<Vec<_>, _>>()?;
         let mut ask = Ask::chat(messages, FIELDS);
         ask.count = self.n.unwrap_or(1);
         ask.max_tokens = self.max_completion_tokens.or(self.max_tokens);
@@ -482,6 +493,7 @@ impl stream::Format for ChatStream {
 
     fn piece(&mut self, index: usize, piece: Piece, out: &mut Vec<u8>) {
         match piece {
+            Piece::Read(_) => {}
             Piece::Text(piece) => {
                 let delta = Delta { content: Some(piece.text), ..Delta::default() };
                 let logprobs = piece.token.map(|token| Logprobs { content: vec![token.into()] });

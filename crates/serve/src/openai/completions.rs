@@ -9,18 +9,24 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{
-    OneOrMany, StreamOptions, Usage, bias, error_of, finish_reason, finite, in_range, seed, stops, token_text,
-};
+use super::{OneOrMany, StreamOptions, Usage, bias, error_of, finish_reason, seed, stops, token_text};
 use crate::app::{Client, Shared};
-use crate::ask::{Ask, AskUsage, AskedSampling, Fields, Piece, Prompt, Text, TokenPiece, total_usage};
+use crate::ask::{
+    Ask, AskUsage, AskedSampling, Fields, Piece, Prompt, ReadPrompt, Text, TokenPiece, finite, in_range,
+    total_usage,
+};
 use crate::body::JsonBody;
 use crate::error::{ApiError, ErrorBody};
 use crate::ids::{now, unique};
 use crate::session::Session;
 use crate::stream::{self, event};
 
-const FIELDS: Fields = Fields { prompt: "prompt", max_tokens: "max_tokens", format: "response_format" };
+const FIELDS: Fields = Fields {
+    prompt: "prompt",
+    max_tokens: "max_tokens",
+    format: "response_format",
+    prompt_log_probabilities: "echo",
+};
 
 /// A text to be continued.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -50,7 +56,7 @@ pub struct CompletionRequest {
     seed: Option<i64>,
     /// Tell log-probabilities, with those of so many likeliest tokens, 5 at most.
     logprobs: Option<usize>,
-    /// Repeat the prompt before the continuation.
+    /// Repeat the prompt before the continuation; with `logprobs`, with its tokens' too.
     echo: Option<bool>,
     /// Not supported: must be `n` or absent.
     best_of: Option<usize>,
@@ -106,8 +112,9 @@ pub struct CompletionChoice {
 #[derive(Debug, Default, Serialize, ToSchema)]
 pub struct CompletionLogprobs {
     tokens: Vec<String>,
-    token_logprobs: Vec<f32>,
-    top_logprobs: Vec<BTreeMap<String, f32>>,
+    /// None of a prompt's first token where nothing stands before it.
+    token_logprobs: Vec<Option<f32>>,
+    top_logprobs: Vec<Option<BTreeMap<String, f32>>>,
     text_offset: Vec<usize>,
 }
 
@@ -115,17 +122,35 @@ impl CompletionLogprobs {
     /// `offset` counts the characters before the first token.
     fn of(tokens: impl IntoIterator<Item = TokenPiece>, offset: &mut usize) -> CompletionLogprobs {
         let mut all = CompletionLogprobs::default();
-        for token in tokens {
-            let text = token_text(&token.bytes);
-            all.text_offset.push(*offset);
-            *offset += text.chars().count();
-            all.tokens.push(text);
-            all.token_logprobs.push(finite(token.log_probability));
-            let alternatives = token.alternatives.iter();
-            all.top_logprobs
-                .push(alternatives.map(|(bytes, value)| (token_text(bytes), finite(*value))).collect());
-        }
+        all.add(tokens, offset);
         all
+    }
+
+    fn of_prompt(read: ReadPrompt, offset: &mut usize) -> CompletionLogprobs {
+        let mut all = CompletionLogprobs::default();
+        if let Some(bytes) = read.first {
+            all.add_text(token_text(&bytes), offset);
+            all.token_logprobs.push(None);
+            all.top_logprobs.push(None);
+        }
+        all.add(read.rest, offset);
+        all
+    }
+
+    fn add(&mut self, tokens: impl IntoIterator<Item = TokenPiece>, offset: &mut usize) {
+        for token in tokens {
+            self.add_text(token_text(&token.bytes), offset);
+            self.token_logprobs.push(Some(finite(token.log_probability)));
+            let alternatives = token.alternatives.iter();
+            let alternatives = alternatives.map(|(bytes, value)| (token_text(bytes), finite(*value)));
+            self.top_logprobs.push(Some(alternatives.collect()));
+        }
+    }
+
+    fn add_text(&mut self, text: String, offset: &mut usize) {
+        self.text_offset.push(*offset);
+        *offset += text.chars().count();
+        self.tokens.push(text);
     }
 }
 
@@ -163,6 +188,7 @@ impl CompletionRequest {
             return Err(ApiError::field("logprobs", format!("expected at most 5, found {top}")));
         }
         ask.log_probabilities = self.logprobs;
+        ask.prompt_log_probabilities = self.echo == Some(true) && self.logprobs.is_some();
         Ok((self.model, ask))
     }
 }
@@ -180,16 +206,14 @@ pub async fn completions(
     let streamed = request.stream == Some(true);
     let include_usage = request.stream_options.is_some_and(|options| options.include_usage == Some(true));
     let with_logprobs = request.logprobs.is_some();
-    if request.echo == Some(true) && request.logprobs.is_some() {
-        let problem = "log-probabilities of a prompt are not computed; leave out echo, or logprobs";
-        return Err(ApiError::field("echo", problem));
-    }
     let echo: Vec<String> = match &request.prompt {
-        _ if request.echo != Some(true) => Vec::new(),
+        // With log-probabilities a prompt comes back token by token.
+        _ if request.echo != Some(true) || with_logprobs => Vec::new(),
         Prompts::Text(text) => vec![text.clone()],
         Prompts::Texts(texts) => texts.clone(),
         Prompts::Tokens(_) | Prompts::TokenLists(_) => {
-            return Err(ApiError::field("echo", "a prompt of tokens is not repeated; send text"));
+            let problem = "a prompt of tokens is repeated with logprobs only; send text, or ask for these";
+            return Err(ApiError::field("echo", problem));
         }
     };
     let (model, ask) = request.ask()?;
@@ -205,10 +229,18 @@ pub async fn completions(
     let answers = session.whole().await?;
     let usage = Some(Some(total_usage(&answers, count).into()));
     let choices = answers.into_iter().enumerate().map(|(index, answer)| {
-        let before = echo.get(index / count).cloned().unwrap_or_default();
         let finish_reason = Some(finish_reason(&answer.reason()));
-        let mut offset = before.chars().count();
-        let logprobs = with_logprobs.then(|| CompletionLogprobs::of(answer.tokens, &mut offset));
+        let before = match &answer.read {
+            Some(read) => read.text(),
+            None => echo.get(index / count).cloned().unwrap_or_default(),
+        };
+        let logprobs = with_logprobs.then(|| {
+            let mut offset = 0;
+            let read = answer.read.unwrap_or_default();
+            let mut all = CompletionLogprobs::of_prompt(read, &mut offset);
+            all.add(answer.tokens, &mut offset);
+            all
+        });
         CompletionChoice { index, text: before + &answer.text, logprobs, finish_reason }
     });
     let choices = choices.collect();
@@ -253,6 +285,11 @@ impl stream::Format for CompletionStream {
 
     fn piece(&mut self, index: usize, piece: Piece, out: &mut Vec<u8>) {
         let choice = match piece {
+            Piece::Read(read) => {
+                let (text, offset) = (read.text(), self.offsets.entry(index).or_default());
+                let logprobs = Some(CompletionLogprobs::of_prompt(read, offset));
+                CompletionChoice { index, text, logprobs, finish_reason: None }
+            }
             Piece::Text(piece) => {
                 let offset = self.offsets.entry(index).or_default();
                 let logprobs = piece.token.map(|token| CompletionLogprobs::of([token], offset));

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use strata_data::Role;
 use utoipa::ToSchema;
 
-use crate::ask::{AskUsage, End, EndReason, TokenPiece};
+use crate::ask::{AskUsage, End, EndReason, TokenPiece, check_stops, finite, in_range};
 use crate::error::ApiError;
 
 /// One text or several.
@@ -72,7 +72,7 @@ pub struct StreamOptions {
 /// error would cost the client the rest.
 fn error_of(end: &End, answers: usize) -> Option<ApiError> {
     match &end.reason {
-        EndReason::Failed(problem) => Some(ApiError::internal(problem)),
+        EndReason::Failed(problem) => Some(ApiError::failed(problem)),
         _ if answers == 1 && end.is_nothing_in_time() => Some(ApiError::nothing_in_time()),
         _ => None,
     }
@@ -99,21 +99,13 @@ fn role(name: &str, field: impl FnOnce() -> String) -> Result<Role, ApiError> {
     }
 }
 
-fn in_range(name: &str, value: Option<f32>, least: f32, most: f32) -> Result<Option<f32>, ApiError> {
-    match value {
-        Some(value) if !(least..=most).contains(&value) => {
-            Err(ApiError::field(name, format!("expected {least} to {most}, found {value}")))
-        }
-        value => Ok(value),
-    }
-}
-
 /// The stop strings of a request, of which the API allows four.
 fn stops(stop: Option<OneOrMany>) -> Result<Vec<String>, ApiError> {
     let stop = stop.map(OneOrMany::into_vec).unwrap_or_default();
     if stop.len() > 4 {
         return Err(ApiError::field("stop", format!("expected at most 4 texts, found {}", stop.len())));
     }
+    check_stops(&stop, "stop")?;
     Ok(stop)
 }
 
@@ -124,17 +116,21 @@ fn seed(seed: Option<i64>) -> Option<u64> {
 
 /// Tokens by number, as text, with what is added to their logits.
 fn bias(bias: Option<std::collections::BTreeMap<String, f32>>) -> Result<Vec<(u32, f32)>, ApiError> {
-    bias.unwrap_or_default()
-        .into_iter()
-        .map(|(token, bias)| {
-            let field = || format!("logit_bias.{token}");
-            let id = token
-                .parse()
-                .map_err(|_| ApiError::field(field(), "expected the number of a token as key"))?;
-            in_range(&field(), Some(bias), -100.0, 100.0)?;
-            Ok((id, bias))
-        })
-        .collect()
+    let one = |(token, bias): (String, f32)| {
+        let field = || format!("logit_bias.{token}");
+        let id: u32 =
+            token.parse().map_err(|_| ApiError::field(field(), "expected the number of a token as key"))?;
+        // Else one token could be named twice.
+        if id.to_string() != token {
+            return Err(ApiError::field(
+                field(),
+                format!("expected the number of a token as key, such as {id}"),
+            ));
+        }
+        in_range(&field(), Some(bias), -100.0, 100.0)?;
+        Ok((id, bias))
+    };
+    bias.unwrap_or_default().into_iter().map(one).collect()
 }
 
 /// The characters of a token; bytes that are no text become U+FFFD.
@@ -178,9 +174,4 @@ impl From<TokenPiece> for TokenLogprob {
                 .collect(),
         }
     }
-}
-
-/// JSON has no infinity; the API writes -9999 for what cannot come.
-fn finite(value: f32) -> f32 {
-    value.max(-9999.0)
 }

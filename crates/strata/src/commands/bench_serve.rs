@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -25,7 +26,8 @@ pub struct ServeBench {
     /// Model to serve, by name or path [default: one of the demo's size, untrained]
     #[arg(long, value_name = "MODEL")]
     model: Option<String>,
-    /// Ask this server, which speaks the OpenAI API, instead of starting one; then --model is its model's name
+    /// Ask this server, which speaks the OpenAI API, instead of starting one; then --model is its model's name. Its key, if it wants one,
+    /// is read from STRATA_KEY
     #[arg(long, value_name = "URL")]
     url: Option<String>,
     /// Numbers of clients that ask at the same time
@@ -66,6 +68,9 @@ pub fn run(bench: &ServeBench, place: &Place) -> Result<()> {
     if bench.clients.is_empty() || bench.clients.contains(&0) {
         return Err(BadInput("--clients must be at least 1".into()).into());
     }
+    if !(bench.seconds > 0.0 && bench.seconds <= 86_400.0) {
+        return Err(BadInput(format!("--seconds: expected up to 86,400, found {}", bench.seconds)).into());
+    }
     let home = tempfile::tempdir()?;
     let (target, _server) = match &bench.url {
         Some(url) => {
@@ -82,7 +87,8 @@ pub fn run(bench: &ServeBench, place: &Place) -> Result<()> {
             let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
             // Else an answer may be over before it is measured.
             let ends = Tokenizer::load(&path)?.eos_ids().to_vec();
-            (Target { address, path: "/v1/completions".into(), model: name, ends }, Some(server))
+            let target = Target { ends, ..Target::new(address, "/v1/completions".into(), name) };
+            (target, Some(server))
         }
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -157,15 +163,36 @@ struct Target {
     model: String,
     /// Tokens that must not come.
     ends: Vec<u32>,
+    key: Option<String>,
+    /// Prompts so far.
+    asked: AtomicUsize,
 }
 
+/// Numbers that a sentence begins with.
+const NUMBERS: usize = 9973;
+
 impl Target {
+    fn new(address: String, path: String, model: String) -> Target {
+        Target { address, path, model, ends: Vec::new(), key: None, asked: AtomicUsize::new(0) }
+    }
+
+    /// A prompt that was not sent before, so that nothing is known of it: its number, or the first two of its numbers, are its own.
+    fn prompt(&self, sentences: usize) -> String {
+        let own = self.asked.fetch_add(1, Relaxed);
+        if sentences == 1 {
+            return format!("{own} the water");
+        }
+        let sentence = |at: usize| format!("{} the water", (own + at * (own / NUMBERS + 31)) % NUMBERS);
+        (0..sentences).map(sentence).collect::<Vec<_>>().join(" ")
+    }
+
     fn parse(url: &str, model: String) -> Result<Target> {
         let bad = || BadInput(format!("--url {url}: expected http://HOST:PORT/v1"));
         let rest = url.strip_prefix("http://").ok_or_else(bad)?;
         let (address, path) = rest.split_once('/').unwrap_or((rest, "v1"));
         let path = format!("/{}/completions", path.trim_end_matches('/'));
-        Ok(Target { address: address.to_string(), path, model, ends: Vec::new() })
+        let key = std::env::var("STRATA_KEY").ok().filter(|key| !key.is_empty());
+        Ok(Target { key, ..Target::new(address.to_string(), path, model) })
     }
 
     fn request(&self, prompt: &str, tokens: usize, temperature: f32) -> Vec<u8> {
@@ -177,8 +204,9 @@ impl Target {
         });
         let body = body.to_string();
         let (path, host, length) = (&self.path, &self.address, body.len());
+        let key = self.key.as_ref().map(|key| format!("Authorization: Bearer {key}\r\n")).unwrap_or_default();
         format!(
-            "POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+            "POST {path} HTTP/1.1\r\nHost: {host}\r\n{key}Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
         )
         .into_bytes()
     }
@@ -232,7 +260,7 @@ fn percentile(sorted: &[f64], part: f64) -> f64 {
 async fn measure(target: &Target, bench: &ServeBench, clients: usize) -> Result<Level> {
     let begin = Instant::now() + Duration::from_secs_f64(0.2 * bench.seconds);
     let end = begin + Duration::from_secs_f64(bench.seconds);
-    let asking = (0..clients).map(|client| ask_until(target, bench, client, begin, end));
+    let asking = (0..clients).map(|_| ask_until(target, bench, begin, end));
     let mut level =
         Level { clients, answers: 0, tokens_per_second: 0.0, first: Vec::new(), between: Vec::new() };
     let mut tokens = 0;
@@ -257,24 +285,14 @@ struct Seen {
     between: Vec<f64>,
 }
 
-async fn ask_until(
-    target: &Target,
-    bench: &ServeBench,
-    client: usize,
-    begin: Instant,
-    end: Instant,
-) -> Result<Seen> {
+async fn ask_until(target: &Target, bench: &ServeBench, begin: Instant, end: Instant) -> Result<Seen> {
     let mut stream = TcpStream::connect(&target.address).await.context("connecting to the server")?;
     stream.set_nodelay(true)?;
     let mut seen = Seen::default();
     let mut buffer = vec![0; 64 << 10];
-    let (mut round, mut rest) = (0, Vec::new());
+    let mut rest = Vec::new();
     while Instant::now() < end {
-        round += 1;
-        // No two alike, so that nothing is known of a prompt beforehand.
-        let words = (0..bench.sentences)
-            .map(|word| format!("{} the water", (client * 7919 + round * 104_729 + word * 31) % 9973));
-        let prompt = words.collect::<Vec<_>>().join(" ");
+        let prompt = target.prompt(bench.sentences);
         let sent = Instant::now();
         stream.write_all(&target.request(&prompt, bench.tokens, bench.temperature)).await?;
         let mut events = Events { pending: std::mem::take(&mut rest), ..Events::default() };
@@ -379,4 +397,20 @@ fn completion_tokens(line: &[u8]) -> Option<usize> {
 
 fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
     bytes.windows(wanted.len()).position(|window| window == wanted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn no_two_prompts_are_alike() {
+        for sentences in 1..4 {
+            let target = Target::new(String::new(), String::new(), String::new());
+            let count = 3 * NUMBERS + 7;
+            let prompts: HashSet<String> = (0..count).map(|_| target.prompt(sentences)).collect();
+            assert_eq!(prompts.len(), count);
+        }
+    }
 }

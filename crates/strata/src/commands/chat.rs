@@ -5,8 +5,9 @@ use std::io::{BufRead, IsTerminal, Write};
 use anyhow::Result;
 use clap::Args;
 use rustyline::error::ReadlineError;
+use strata_data::tokenizer::ChatOptions;
 use strata_data::{Message, Role};
-use strata_generate::{Limits, TextStream, generate};
+use strata_generate::{GenerateError, Limits, TextStream, generate};
 
 use super::generate::SamplingArguments;
 use super::print_line;
@@ -53,8 +54,15 @@ pub fn run(arguments: ChatArguments, place: &Place) -> Result<()> {
             }
             text => messages.push(Message::new(Role::User, text)),
         }
-        let answer = answer(&model, &arguments, place, &mut messages, beginning.len())?;
-        messages.push(Message::new(Role::Assistant, answer));
+        match answer(&model, &arguments, place, &mut messages, beginning.len()) {
+            Ok(answer) => messages.push(Message::new(Role::Assistant, answer)),
+            // What was said before is not lost by a turn that is too long.
+            Err(error) if matches!(error.downcast_ref(), Some(GenerateError::Prompt { .. })) => {
+                messages.pop();
+                eprintln!("(that is not answered: {error})");
+            }
+            Err(error) => return Err(error),
+        }
     }
     Ok(())
 }
@@ -69,14 +77,12 @@ fn answer(
 ) -> Result<String> {
     let context = model.inference.context();
     let room = arguments.max_tokens.min(context / 2);
-    let mut ids = model.tokenizer.encode_prompt(messages)?;
-    let mut forgotten = 0;
-    while ids.len() + room > context && messages.len() > kept + 2 {
-        messages.drain(kept..kept + 2);
-        forgotten += 2;
-        ids = model.tokenizer.encode_prompt(messages)?;
-    }
-    if forgotten > 0 {
+    let most = context.saturating_sub(room);
+    let options = ChatOptions::default();
+    let (ids, forgotten) = model.tokenizer.encode_prompt_within(messages, &options, most)?;
+    // A last message that is too long by itself is not answered, and nothing is forgotten for it.
+    if forgotten > 0 && ids.len() < context {
+        messages.drain(kept..kept + forgotten);
         eprintln!("(the context of {context} tokens is full; the oldest {forgotten} messages are forgotten)");
     }
     let limits = Limits { max_tokens: arguments.max_tokens, stop: model.stop() };

@@ -61,6 +61,12 @@ pub fn run(arguments: KeysArguments, place: &Place) -> Result<()> {
         }
         Some(Action::Revoke { name }) => {
             keys.revoke(&name)?;
+            if !keys.any()? {
+                eprintln!(
+                    "That was the last key. A server that runs answers nobody until there is one again; one that is \
+                     started now does without, on this machine only."
+                );
+            }
             match arguments.json {
                 true => print_json(&json!({ "revoked": name })),
                 false => print_line(&format!("{name:?} is worthless now")),

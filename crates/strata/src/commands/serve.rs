@@ -1,6 +1,6 @@
 //! `strata serve`
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -154,7 +154,7 @@ fn read(path: &Path) -> Result<ServeArguments> {
 pub fn run(arguments: ServeArguments, place: &Place) -> Result<()> {
     let arguments = arguments.with_file()?;
     check(&arguments)?;
-    start_log(arguments.log.unwrap_or(LogForm::Text));
+    start_log(arguments.log.unwrap_or(LogForm::Text))?;
     let address = SocketAddr::new(
         arguments.host.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
         arguments.port.unwrap_or(8080),
@@ -176,7 +176,7 @@ pub fn run(arguments: ServeArguments, place: &Place) -> Result<()> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(cores.div_ceil(2)).enable_all().build()?;
-    runtime.block_on(async {
+    let served = runtime.block_on(async {
         let listener = TcpListener::bind(address)
             .await
             .with_context(|| format!("listening on {address} (see --port)"))?;
@@ -189,13 +189,24 @@ pub fn run(arguments: ServeArguments, place: &Place) -> Result<()> {
         match arguments.log {
             // A log that programs read has no other lines.
             Some(LogForm::Json) => tracing::info!("{told}"),
-            _ => eprintln!("{told}"),
+            // Who reads it may be gone, or the disk full: that is no reason not to serve.
+            _ => drop(writeln!(std::io::stderr(), "{told}")),
         }
         if nothing_to_serve {
             tracing::warn!("there is no model yet; `strata demo` makes some");
         }
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            home = %place.home.path().display(),
+            threads = place.machine.cpu.threads(),
+            %address,
+            "started"
+        );
         Ok(server.run(listener, stopped()).await?)
-    })
+    });
+    // What is still being read or encoded would be waited for, and nobody waits for it any more.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    served
 }
 
 fn server(arguments: &ServeArguments, place: &Place, keys: Keys) -> Result<Server> {
@@ -206,6 +217,12 @@ fn server(arguments: &ServeArguments, place: &Place, keys: Keys) -> Result<Serve
         Ok((name, folder))
     });
     let only: Vec<(String, PathBuf)> = only.collect::<Result<_>>()?;
+    let twice =
+        only.iter().enumerate().find(|(at, (name, _))| only[..*at].iter().any(|(other, _)| other == name));
+    if let Some((_, (name, _))) = twice {
+        let problem = format!("--model: two of the models are called {name:?}, the name that requests use");
+        return Err(BadInput(problem).into());
+    }
     let key = std::env::var("STRATA_UPSTREAM_KEY").ok().filter(|key| !key.is_empty());
     let upstream = arguments.upstream.as_deref().map(|url| Upstream::new(url, key)).transpose();
     let (engine, bounds, connections) = (Settings::default(), Bounds::default(), Connections::default());
@@ -220,9 +237,9 @@ fn server(arguments: &ServeArguments, place: &Place, keys: Keys) -> Result<Serve
             batch: arguments.batch.unwrap_or(engine.batch),
             queue: arguments.queue.unwrap_or(engine.queue),
             cache_bytes: mebibytes(arguments.cache, engine.cache_bytes),
-            weights: arguments.weights.unwrap_or(DEFAULT_WEIGHTS).format(),
             ..engine
         },
+        weights: arguments.weights.unwrap_or(DEFAULT_WEIGHTS).format(),
         most_loaded: arguments.loaded.unwrap_or(4),
         upstream: upstream.map_err(|problem| BadInput(format!("--upstream {problem}")))?,
         keys,
@@ -241,37 +258,73 @@ fn server(arguments: &ServeArguments, place: &Place, keys: Keys) -> Result<Serve
     })
 }
 
-fn start_log(form: LogForm) {
+fn start_log(form: LogForm) -> Result<()> {
     use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_from_env("STRATA_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    use tracing_subscriber::filter::LevelFilter;
+    let level = std::env::var("STRATA_LOG").ok().filter(|level| !level.is_empty());
+    let level = level.as_deref().unwrap_or("info");
+    let wrong =
+        || BadInput(format!("STRATA_LOG: expected off, error, warn, info, debug or trace, found {level:?}"));
+    // A word that is no level would be taken as the name of something, and nothing else be logged.
+    if level.bytes().all(|byte| byte.is_ascii_alphanumeric()) && level.parse::<LevelFilter>().is_err() {
+        return Err(wrong().into());
+    }
+    let filter = EnvFilter::try_new(level).map_err(|_| wrong())?;
     let log =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
-    let log = log.with_ansi(std::io::stderr().is_terminal());
+    // A line that cannot be written is lost: to complain of it on the same stderr would panic.
+    let log = log.with_ansi(std::io::stderr().is_terminal()).log_internal_errors(false);
     // A log that was started before stays.
     let _ = match form {
         LogForm::Text => log.try_init(),
-        LogForm::Json => log.json().try_init(),
+        LogForm::Json => log.json().with_span_list(false).try_init(),
     };
+    Ok(())
 }
 
-/// Waits for Ctrl-C or a polite signal to end.
+/// Waits for Ctrl-C or a polite signal to end, of which a second one ends the process at once.
 async fn stopped() {
-    let interrupt = async {
+    let mut signals = Signals::new();
+    signals.next().await;
+    tokio::spawn(async move {
+        signals.next().await;
+        tracing::warn!("ended before all answers were finished");
+        std::process::exit(130);
+    });
+}
+
+#[cfg(unix)]
+struct Signals(Vec<tokio::signal::unix::Signal>);
+
+#[cfg(unix)]
+impl Signals {
+    fn new() -> Signals {
+        use tokio::signal::unix::{SignalKind, signal};
+        let kinds = [SignalKind::interrupt(), SignalKind::terminate()];
+        Signals(kinds.into_iter().filter_map(|kind| signal(kind).ok()).collect())
+    }
+
+    async fn next(&mut self) {
+        let each: Vec<_> = self.0.iter_mut().map(|signal| Box::pin(signal.recv())).collect();
+        if each.is_empty() {
+            std::future::pending::<()>().await;
+        }
+        futures_util::future::select_all(each).await;
+    }
+}
+
+#[cfg(not(unix))]
+struct Signals;
+
+#[cfg(not(unix))]
+impl Signals {
+    fn new() -> Signals {
+        Signals
+    }
+
+    async fn next(&mut self) {
         if tokio::signal::ctrl_c().await.is_err() {
             std::future::pending::<()>().await;
         }
-    };
-    #[cfg(unix)]
-    let terminate = async {
-        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
-            Ok(mut signal) => signal.recv().await,
-            Err(_) => std::future::pending().await,
-        }
-    };
-    #[cfg(not(unix))]
-    let terminate = std::future::pending::<Option<()>>();
-    tokio::select! {
-        () = interrupt => {}
-        _ = terminate => {}
     }
 }
