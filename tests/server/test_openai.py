@@ -556,6 +556,7 @@ def choices(client, streamed: bool, **options) -> list[openai.types.CompletionCh
             before = whole.setdefault(choice.index, choice)
             if before is not choice:
                 before.text += choice.text
+                before.finish_reason = choice.finish_reason
                 for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
                     getattr(before.logprobs, name).extend(getattr(choice.logprobs, name) if choice.logprobs else [])
     return [whole[index] for index in sorted(whole)]
@@ -563,24 +564,34 @@ def choices(client, streamed: bool, **options) -> list[openai.types.CompletionCh
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_a_text_is_measured_by_the_log_probabilities_of_its_tokens(client, base, streamed):
-    options = {"model": base, "logprobs": 2, "temperature": 0}
-    written = client.completions.create(prompt="Once there was", max_tokens=6, **options).choices[0]
-    text = "Once there was" + written.text
+    options = {"model": base, "prompt": "Grüße. Once there was", "echo": True, "logprobs": 2, "temperature": 0}
+    (found,) = choices(client, streamed, max_tokens=0, **options)
+    assert found.text == options["prompt"], "what is sent comes back, whatever its tokens are"
+    options["prompt"] = "Once there was"
     # As tools that measure models ask: nothing, or one token, is written.
-    for most in (0, 1):
-        (found,) = choices(client, streamed, prompt=text, echo=True, max_tokens=most, **options)
-        told = found.logprobs
-        assert found.text.startswith(text) and "".join(told.tokens) == found.text
+    (alone,), (found,) = (choices(client, streamed, max_tokens=most, **options) for most in (0, 1))
+    assert alone.text == options["prompt"] == "".join(alone.logprobs.tokens) and alone.finish_reason == "length"
+    assert found.text.startswith(alone.text)
+    for told in (alone.logprobs, found.logprobs):
         assert len(told.tokens) == len(told.token_logprobs) == len(told.top_logprobs) == len(told.text_offset)
-        for token, offset in zip(told.tokens, told.text_offset, strict=True):
-            assert found.text[offset:].startswith(token)
-        count = len(told.tokens) - most
-        start = count - len(written.logprobs.tokens)
-        if told.tokens[start:count] == written.logprobs.tokens:
-            again = told.token_logprobs[start:count]
-            assert again == pytest.approx(written.logprobs.token_logprobs, abs=1e-4)
-            # What was written was the likeliest.
-            assert all(value == max(top.values()) for value, top in zip(again, told.top_logprobs[start:count]))
+        for token, value, top in zip(told.tokens[1:], told.token_logprobs[1:], told.top_logprobs[1:]):
+            assert value <= max(top.values()) and (token not in top or "\ufffd" in token or top[token] == value)
+    count = len(alone.logprobs.tokens)
+    assert found.logprobs.token_logprobs[:count] == alone.logprobs.token_logprobs
+
+
+def test_a_token_is_measured_as_it_would_be_written(client, base):
+    tokens = client.post("/tokenize", body={"model": base, "text": "Once there was a town"}, cast_to=object)["tokens"]
+    options = {"model": base, "logprobs": 0, "temperature": 0}
+    measured = client.completions.create(prompt=tokens, echo=True, max_tokens=0, **options).choices[0].logprobs
+    assert len(measured.token_logprobs) == len(tokens) > 3
+    for at in range(1, len(tokens)):
+        # What is added to logits chooses the token and is not part of its probability.
+        forced = client.completions.create(
+            prompt=tokens[:at], max_tokens=1, logit_bias={str(tokens[at]): 100}, **options
+        )
+        value = forced.choices[0].logprobs.token_logprobs[0]
+        assert measured.token_logprobs[at] == pytest.approx(value, abs=1e-4), f"token {at}"
 
 
 @pytest.mark.parametrize("streamed", [False, True])

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -139,6 +140,17 @@ def test_who_gets_nothing_in_time_is_told_so_and_not_answered_with_nothing(own, 
     assert "within the time" in streamed.text or '"content":' in streamed.text
     begun = server.metric("strata_first_token_seconds_count")
     assert begun <= len(answers) + 1 - len(late)
+
+
+def test_a_prompt_that_is_not_read_in_time_is_not_measured(own, base):
+    server = own("--timeout", "1", "--batch", "1", "--queue", "1000")
+    prompts = ["Once there was a town by the river " * 12] * 100
+    body = {"model": base, "prompt": prompts, "echo": True, "logprobs": 1, "max_tokens": 40}
+    answer = server.post("/v1/completions", body)
+    # A machine that reads and writes a hundred in a second answers.
+    assert answer.status_code in (200, 503)
+    if answer.status_code == 200:
+        assert all(choice["logprobs"]["token_logprobs"] for choice in answer.json()["choices"])
 
 
 def test_a_line_in_the_log_tells_whose_answer_it_is_and_why_a_request_failed(own, model):
@@ -301,9 +313,10 @@ def test_a_server_is_ready_when_its_default_model_is(binary, homes, own, models)
     home = homes()
     name = broken(home, models)
     whole = Path(os.environ["STRATA_HOME"]) / "models" / name / "model.safetensors"
-    with pytest.raises(RuntimeError):
-        running.start(binary, home, home / "log", patience=3)
     server = own(home=home, patience=None)
+    until = time.monotonic() + PATIENCE
+    while "the default model cannot be loaded" not in server.log.read_text() and time.monotonic() < until:
+        time.sleep(0.05)
     assert server.get("/health").status_code == 200
     assert server.get("/ready").json() == {"status": "not ready"}
     # Others are served, and where models lie is not told.
@@ -395,3 +408,30 @@ def test_a_level_of_the_log_that_there_is_not_is_told(binary, tmp_path, level):
     command = [binary, "serve", "--port", "0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, env=environment)
     assert done.returncode == 2 and "STRATA_LOG" in done.stderr
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_few_open_files_do_not_stop_the_server(binary, homes, hard):
+    environment = {**os.environ, "STRATA_HOME": str(homes())}
+    limit = f"ulimit -{'' if hard else 'S'}n 80; exec {shlex.quote(binary)} serve --port 0 --connections 200"
+    process = subprocess.Popen(["bash", "-c", limit], stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        first = []
+        while not (found := re.search(r"http://[0-9.]+:(\d+)", "".join(first))):
+            first.append(process.stderr.readline())
+            assert first[-1], f"the server ended: {first}"
+        idle = [socket.create_connection(("127.0.0.1", int(found[1]))) for _ in range(150)]
+        if not hard:
+            # As many as are asked for are allowed where the system lets the server do so.
+            assert httpx.get(f"{found[0]}/health", timeout=PATIENCE).status_code == 200
+        for connection in idle:
+            connection.close()
+        assert httpx.get(f"{found[0]}/health", timeout=PATIENCE).status_code == 200
+        process.terminate()
+        log = "".join(first) + process.stderr.read()
+        assert process.wait(PATIENCE) == 0
+        assert ("limit of open files" in log) == hard
+        assert log.count("was not accepted") <= 2, "once in ten seconds"
+    finally:
+        process.kill()
+        process.wait(PATIENCE)

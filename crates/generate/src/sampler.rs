@@ -216,10 +216,27 @@ pub(crate) fn are_numbers(logits: &[f32]) -> bool {
     !logits.iter().any(|logit| logit.is_nan())
 }
 
-/// Natural logarithm of the probability that the model gives each token: `logits - ln Σ exp(logits)`.
-pub fn log_probabilities(isa: Isa, logits: &[f32]) -> Vec<f32> {
+/// The natural logarithm of the probability of a token, `logit - ln Σ exp(logits)`, and so many likeliest tokens with theirs, likeliest first; of equal ones the first.
+pub(crate) fn likelihoods(
+    isa: Isa,
+    logits: &[f32],
+    token: u32,
+    count: Option<usize>,
+) -> (f32, Vec<(u32, f32)>) {
     let shift = log_sum_exp(isa, logits);
-    logits.iter().map(|logit| (f64::from(*logit) - shift) as f32).collect()
+    let likelihood = |logit: f32| (f64::from(logit) - shift) as f32;
+    let count = count.unwrap_or(0).min(logits.len());
+    let mut best: Vec<(u32, f32)> = Vec::with_capacity(count + 1);
+    for (id, &logit) in (0u32..).zip(logits) {
+        if best.len() == count && best.last().is_none_or(|(_, least)| logit <= *least) {
+            continue;
+        }
+        let place = best.partition_point(|(_, better)| *better >= logit);
+        best.insert(place, (id, logit));
+        best.truncate(count);
+    }
+    best.iter_mut().for_each(|(_, value)| *value = likelihood(*value));
+    (likelihood(logits[token as usize]), best)
 }
 
 #[cfg(test)]
@@ -315,15 +332,32 @@ mod tests {
 
     #[test]
     fn log_probabilities_are_those_of_the_softmax() {
-        let logs = log_probabilities(Isa::best(), &[1.0, 2.0, 3.0, f32::NEG_INFINITY]);
+        let logits = [1.0, 3.0, 2.0, f32::NEG_INFINITY];
         // exp(-2) / (1 + exp(-1) + exp(-2)); f32 rounding of numbers below three.
-        for (got, expected) in logs.iter().zip([0.09003057f32, 0.24472847, 0.66524096]) {
-            assert!((got - expected.ln()).abs() < 1e-6, "{logs:?}");
+        let expected = [0.09003057f32, 0.66524096, 0.24472847, 0.0].map(f32::ln);
+        for (token, expected) in (0u32..).zip(expected) {
+            let (got, best) = likelihoods(Isa::best(), &logits, token, Some(2));
+            assert!(got == expected || (got - expected).abs() < 1e-6, "{token}: {got}");
+            assert_eq!(best.iter().map(|(token, _)| *token).collect::<Vec<_>>(), [1, 2]);
+            assert!(best.iter().all(|(other, value)| *other != token || *value == got));
         }
-        assert_eq!(logs[3], f32::NEG_INFINITY);
+        assert_eq!(likelihoods(Isa::best(), &logits, 0, None).1, []);
+        assert_eq!(likelihoods(Isa::best(), &logits, 0, Some(9)).1.len(), 4);
     }
 
     proptest! {
+        #[test]
+        fn the_likeliest_are_those_of_a_whole_sort(
+            logits in proptest::collection::vec((-4i8..4).prop_map(f32::from), 1..60), count in 0usize..20,
+        ) {
+            let mut order: Vec<u32> = (0u32..).take(logits.len()).collect();
+            // Stable, so that of equal ones the first stays the first.
+            order.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]));
+            order.truncate(count);
+            let (_, best) = likelihoods(Isa::best(), &logits, 0, Some(count));
+            prop_assert_eq!(best.iter().map(|(token, _)| *token).collect::<Vec<_>>(), order);
+        }
+
         #[test]
         fn top_p_keeps_what_a_whole_sort_would_keep(
             logits in proptest::collection::vec(-9.0f32..9.0, 1..600), top_p in 0.01f64..1.0,

@@ -236,7 +236,8 @@ impl Catalog {
         if let Some(model) = self.ready(name, &folder) {
             return Ok(model);
         }
-        let version = version(&folder);
+        // What cannot be listed is looked at again soon.
+        let version = version(&folder).unwrap_or_default();
         let failed_before = match lock(&self.failed).get(name).filter(|failed| failed.version == version) {
             Some(failed) if failed.when.elapsed() < FAILED => return Err(failed.error.clone()),
             failed => failed.is_some(),
@@ -337,7 +338,9 @@ impl Catalog {
             let too_many = loaded.len() > self.most_loaded;
             let entry = loaded.get_mut(name)?;
             let now = Instant::now();
-            let stale = now - entry.seen >= SEEN && entry.version != version(folder);
+            // That nothing can be seen of them, for want of open files perhaps, says nothing of them.
+            let stale =
+                now - entry.seen >= SEEN && version(folder).is_ok_and(|version| version != entry.version);
             if stale || entry.model.engine().is_stopped() {
                 let gone = loaded.remove(name);
                 self.retire(name.to_string(), gone);
@@ -390,17 +393,18 @@ fn describe(name: &str, folder: &Path) -> Option<ModelInfo> {
 /// The files of a model: names, when they were written, and their bytes. A copy may keep the time of any of them.
 type Version = Vec<(PathBuf, SystemTime, u64)>;
 
-fn version(folder: &Path) -> Version {
+fn version(folder: &Path) -> std::io::Result<Version> {
     let mut files = Vec::new();
     let mut folders = vec![folder.to_path_buf()];
     while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
-            match std::fs::metadata(entry.path()) {
+        for entry in std::fs::read_dir(&folder)? {
+            let entry = entry?;
+            match std::fs::metadata(entry.path())? {
                 // Some have their chat templates in a folder of this name.
-                Ok(data) if data.is_dir() && entry.file_name() == "additional_chat_templates" => {
+                data if data.is_dir() && entry.file_name() == "additional_chat_templates" => {
                     folders.push(entry.path());
                 }
-                Ok(data) if data.is_file() => {
+                data if data.is_file() => {
                     files.push((entry.path(), data.modified().unwrap_or(UNIX_EPOCH), data.len()));
                 }
                 _ => {}
@@ -408,7 +412,7 @@ fn version(folder: &Path) -> Version {
         }
     }
     files.sort();
-    files
+    Ok(files)
 }
 
 #[cfg(test)]
@@ -488,12 +492,12 @@ mod tests {
     fn no_more_models_are_in_memory_than_allowed_and_the_one_unused_for_longest_goes() {
         let (_folder, catalog) = catalog(&["a", "b", "c"], 2);
         run(async {
-            let a = local(catalog.get("a").await.unwrap());
+            let a = Arc::downgrade(&local(catalog.get("a").await.unwrap()));
             for (name, count) in [("b", 2), ("a", 2), ("c", 2)] {
                 catalog.get(name).await.unwrap();
                 assert_eq!(catalog.loaded(), count);
             }
-            assert!(Arc::ptr_eq(&a, &local(catalog.get("a").await.unwrap())), "b was unused for longer");
+            assert!(a.upgrade().is_some(), "b was unused for longer");
         });
     }
 
@@ -509,6 +513,12 @@ mod tests {
                 catalog.get(name).await.unwrap();
             }
             catalog.get("c").await.unwrap_err();
+            assert_eq!(catalog.loaded(), 2);
+            // Nor when it is tried once more.
+            let before = lock(&catalog.failed)["c"].when;
+            lock(&catalog.failed).get_mut("c").unwrap().when = before.checked_sub(FAILED).unwrap();
+            catalog.get("c").await.unwrap_err();
+            assert!(lock(&catalog.failed)["c"].when > before, "it was tried");
             assert_eq!(catalog.loaded(), 2);
             std::fs::write(&weights, whole).unwrap();
             catalog.get("c").await.unwrap();

@@ -94,22 +94,20 @@ impl Server {
             log_content: self.log_content,
         });
         let (warming, stopping, open) = (app.clone(), app.clone(), app.metrics.connections.clone());
-        let mut failed = None;
         let stop = async {
-            let warmed = async {
-                match warm_up(warming).await {
-                    Ok(()) => std::future::pending().await,
-                    Err(problem) => problem,
-                }
-            };
-            tokio::select! {
-                () = stop => {}
-                problem = warmed => failed = Some(problem),
-            }
+            stop.await;
             stopping.stopping.store(true, Ordering::Relaxed);
         };
-        listen::listen(listener, router::router(app), self.connections, open, stop).await?;
-        failed.map_or(Ok(()), |problem| Err(io::Error::other(problem)))
+        let warmed = async {
+            match warm_up(warming).await {
+                Ok(()) => std::future::pending().await,
+                Err(problem) => problem,
+            }
+        };
+        tokio::select! {
+            served = listen::listen(listener, router::router(app), self.connections, open, stop) => served,
+            problem = warmed => Err(io::Error::other(problem)),
+        }
     }
 }
 
@@ -122,7 +120,12 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// # Errors
 /// One that was asked for by name cannot be loaded.
 async fn warm_up(app: app::Shared) -> Result<(), String> {
-    let named = app.catalog.named();
+    let mut named = app.catalog.named();
+    if !named.is_empty() {
+        // In the order in which they are meant; one that cannot even be described is not in the list, and is tried first.
+        let listed = app.catalog.list().await.map_err(|error| error.message().to_string())?;
+        named.sort_by_key(|name| listed.iter().position(|model| model.name == *name));
+    }
     for name in named.iter().take(app.catalog.most_loaded()) {
         app.catalog.get(name).await.map_err(|error| error.message().to_string())?;
     }

@@ -92,9 +92,7 @@ impl LocalModel {
     pub fn ask(self: &Arc<Self>, ask: &Ask, asker: Asker) -> Result<LocalAnswers, ApiError> {
         let answer = matches!(ask.prompt, Prompt::Chat { .. });
         let (mut prompts, omitted) = self.encode(ask)?;
-        for prompt in &mut prompts {
-            self.fit(prompt, ask)?;
-        }
+        let cut = prompts.iter_mut().map(|prompt| self.fit(prompt, ask)).collect::<Result<Vec<_>, _>>()?;
         if let Some((token, _)) = ask.bias.iter().find(|(token, _)| *token as usize >= self.vocab_size) {
             let problem = format!("the model's vocabulary has {} tokens", self.vocab_size);
             return Err(ApiError::field(format!("logit_bias.{token}"), problem));
@@ -147,8 +145,12 @@ impl LocalModel {
             Prompt::Texts(texts) if ask.prompt_log_probabilities => {
                 let beginning =
                     self.beginning().map_err(|error| ApiError::field(ask.fields.prompt, error))?;
-                let before = |text: &Text| if let Text::Plain(_) = text { beginning.len() } else { 0 };
-                texts.iter().flat_map(|text| std::iter::repeat_n(before(text), ask.count)).collect()
+                let before = |(text, cut): (&Text, &usize)| match text {
+                    Text::Plain(_) => beginning.len().saturating_sub(*cut),
+                    Text::Tokens(_) => 0,
+                };
+                let each = texts.iter().zip(&cut).map(before);
+                each.flat_map(|hidden| std::iter::repeat_n(hidden, ask.count)).collect()
             }
             _ => Vec::new(),
         };
@@ -212,8 +214,8 @@ impl LocalModel {
         }
     }
 
-    /// Checks the length of a prompt, or cuts it where the request allows it.
-    fn fit(&self, prompt: &mut Vec<u32>, ask: &Ask) -> Result<(), ApiError> {
+    /// Checks the length of a prompt, or cuts it where the request allows it. Returns how many tokens its beginning lost.
+    fn fit(&self, prompt: &mut Vec<u32>, ask: &Ask) -> Result<usize, ApiError> {
         if prompt.is_empty() {
             return Err(ApiError::field(ask.fields.prompt, "it has no tokens; give some text"));
         }
@@ -232,12 +234,12 @@ impl LocalModel {
                 }
                 // A base model reads a conversation as one text.
                 Truncate::No | Truncate::Turns | Truncate::Start => {
-                    drop(prompt.drain(..prompt.len() - wanted))
+                    return Ok(prompt.drain(..prompt.len() - wanted).len());
                 }
                 Truncate::End => prompt.truncate(wanted),
             }
         }
-        Ok(())
+        Ok(0)
     }
 
     /// Tells the model of documents and tools: through its template where that knows them, else in words.

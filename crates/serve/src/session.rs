@@ -20,6 +20,10 @@ pub struct Session {
     usage: AskUsage,
     since: Instant,
     first: Option<Instant>,
+    /// Whether every answer reads its prompt to tell it.
+    reads_each: bool,
+    /// Answers whose prompt is to be told and was not yet.
+    unread: Vec<bool>,
     /// When each answer got its last token.
     last: Vec<Option<Instant>>,
     outcome: Outcome,
@@ -50,6 +54,7 @@ impl Session {
             }
         })?;
         let (count, open) = (ask.count, ask.prompt.count() * ask.count);
+        let reads_each = ask.prompt_log_probabilities;
         let mut beginning = Beginning { app, client, model, since, given_up: true };
         let begun = beginning.answers(ask).await;
         beginning.given_up = false;
@@ -64,6 +69,8 @@ impl Session {
             usage: AskUsage::default(),
             since,
             first: None,
+            reads_each,
+            unread: vec![reads_each; open],
             last: vec![None; open],
             outcome: Outcome::Cancelled,
             span: tracing::Span::current(),
@@ -112,12 +119,18 @@ impl Session {
         }
         let now = Instant::now();
         self.measure(&pieces, now);
-        for (index, piece) in &pieces {
+        for (index, piece) in &mut pieces {
             match piece {
                 Piece::End(end) => {
                     self.open -= 1;
-                    // The prompt of several answers counts once.
-                    let prompt = match index.is_multiple_of(self.count) {
+                    // Without its numbers a prompt would count as certain.
+                    if self.unread.get(*index) == Some(&true) && end.reason == EndReason::Timeout {
+                        self.outcome = Outcome::TimedOut;
+                        end.reason = EndReason::Failed(ApiError::nothing_in_time().message().into());
+                        continue;
+                    }
+                    // The prompt of several answers counts once, unless each reads it anew.
+                    let prompt = match index.is_multiple_of(self.count) || self.reads_each {
                         true => end.usage,
                         false => AskUsage { prompt: 0, cached: 0, ..end.usage },
                     };
@@ -144,7 +157,11 @@ impl Session {
                         written.push_str(&text.text);
                     }
                 }
-                Piece::Read(_) => {}
+                Piece::Read(_) => {
+                    if let Some(unread) = self.unread.get_mut(*index) {
+                        *unread = false;
+                    }
+                }
                 Piece::ToolCalls(calls) => {
                     if let Some(written) = &mut self.written {
                         written.push_str(&format!("{calls:?}"));
@@ -191,7 +208,10 @@ impl Session {
                     Piece::ToolCalls(calls) => answer.tool_calls = calls,
                     Piece::Read(read) => answer.read = Some(read),
                     Piece::End(End { reason: EndReason::Failed(problem), .. }) => {
-                        return Err(ApiError::failed(problem));
+                        return Err(match self.outcome {
+                            Outcome::TimedOut => ApiError::nothing_in_time(),
+                            _ => ApiError::failed(problem),
+                        });
                     }
                     Piece::End(end) => answer.end = Some(end),
                 }

@@ -5,6 +5,7 @@ mod comparison;
 mod evaluate;
 mod failure;
 mod machine;
+mod open_files;
 mod plots;
 mod show;
 

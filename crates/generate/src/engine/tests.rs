@@ -326,6 +326,11 @@ fn a_model_that_computes_no_numbers_fails_and_does_not_answer() {
     let Some((0, Event::Failed(problem))) = events.blocking_next() else { panic!("an answer") };
     assert!(problem.contains("no numbers"), "{problem}");
     assert_eq!(events.blocking_next(), None);
+    // Nor is a text measured with it.
+    let measured =
+        Request { log_probabilities: Some(0), prompt_log_probabilities: true, ..request(&[1, 2], 0) };
+    let mut events = engine.submit(vec![measured]).unwrap();
+    assert!(matches!(events.blocking_next(), Some((0, Event::Failed(_)))));
 }
 
 #[test]

@@ -13,7 +13,7 @@ use strata_tensor::Cpu;
 use super::prefix::{PrefixCache, common, is_worth};
 use super::queue::Queue;
 use super::{Counters, Event, Finished, Job, Reason, Settings, Token, Usage};
-use crate::sampler::{NOT_NUMBERS, are_numbers, log_probabilities};
+use crate::sampler::{NOT_NUMBERS, are_numbers, likelihoods};
 use crate::{Constraint, Sampler, TextStream};
 
 /// What all lanes of an engine share.
@@ -55,8 +55,8 @@ struct Sequence {
     tokens: Vec<u32>,
     sampler: Sampler,
     text: TextStream,
-    /// Tokens of the prompt with their log-probabilities, where these are wanted, until it is read.
-    prompt: Vec<Token>,
+    /// Tokens of the prompt with their log-probabilities, where these are wanted, until all are known.
+    prompt: Option<Vec<Token>>,
     cached: usize,
     ended: bool,
     /// How it ended, where that is of use to anybody. It is told when the state is kept, so that whoever goes on at once finds it.
@@ -80,37 +80,41 @@ impl Sequence {
 
     /// Whether log-probabilities of the prompt are wanted that are not known yet.
     fn tells_prompt(&self) -> bool {
-        self.job.request.prompt_log_probabilities && self.prompt.len() < self.job.request.prompt.len()
+        self.prompt.is_some()
     }
 
     /// Notes the log-probabilities of the prompt's tokens that follow those just read, a row of logits for each, and tells them when they
     /// are all.
-    fn note_prompt(&mut self, logits: &[f32], vocabulary: usize) {
+    ///
+    /// # Errors
+    /// The model computes no numbers.
+    fn note_prompt(&mut self, logits: &[f32], vocabulary: usize) -> Result<(), String> {
+        let Some(mut told) = self.prompt.take() else { return Ok(()) };
+        if !are_numbers(logits) {
+            return Err(NOT_NUMBERS.into());
+        }
         let request = &self.job.request;
         let read = self.state.len() - logits.len() / vocabulary;
+        let token = |id, log_probability, alternatives| Token {
+            id,
+            text: String::new(),
+            log_probability,
+            alternatives,
+        };
         if read == 0 {
-            let first = Token {
-                id: request.prompt[0],
-                text: String::new(),
-                log_probability: None,
-                alternatives: Vec::new(),
-            };
-            self.prompt.push(first);
+            told.push(token(request.prompt[0], None, Vec::new()));
         }
         let next = request.prompt.iter().skip(read + 1);
         for (&id, logits) in next.zip(logits.chunks_exact(vocabulary)) {
-            let all = log_probabilities(self.sampler.isa(), logits);
-            self.prompt.push(Token {
-                id,
-                text: String::new(),
-                log_probability: Some(all[id as usize]),
-                alternatives: likeliest(&all, request.log_probabilities.unwrap_or(0)),
-            });
+            let (own, alternatives) = likelihoods(self.sampler.isa(), logits, id, request.log_probabilities);
+            told.push(token(id, Some(own), alternatives));
         }
-        if self.prompt.len() == request.prompt.len() {
-            // Its length stays what it was, so that it is told once.
-            self.job.send(Event::Prompt(self.prompt.clone()));
+        if told.len() == request.prompt.len() {
+            self.job.send(Event::Prompt(told));
+        } else {
+            self.prompt = Some(told);
         }
+        Ok(())
     }
 }
 
@@ -240,7 +244,7 @@ impl Worker {
             sampler: Sampler::new(self.cpu.isa(), request.sampling, job.index as u64),
             text: TextStream::new(tokenizer, &request.stop_strings, request.answer),
             state,
-            prompt: Vec::new(),
+            prompt: request.prompt_log_probabilities.then(Vec::new),
             cached,
             ended: false,
             end: None,
@@ -278,8 +282,10 @@ impl Worker {
     /// One pass through the model: everyone being answered gets a token, new prompts are read a piece further.
     fn step(&mut self) {
         let Shared { model, settings, counters, .. } = &*self.shared;
-        let mut room = settings.prompt_tokens.max(1);
-        let mut all = false;
+        // Rows of logits for every token of a prompt are many, also of those that nobody asked for.
+        let all = self.running.iter().any(Sequence::tells_prompt);
+        let most = if all { MEASURED / model.config().vocab_size } else { usize::MAX };
+        let mut room = settings.prompt_tokens.min(most).max(1);
         let mut inputs = Vec::with_capacity(self.running.len());
         let mut served = Vec::with_capacity(self.running.len());
         for (index, sequence) in self.running.iter_mut().enumerate() {
@@ -287,7 +293,6 @@ impl Worker {
             let piece = if unseen == 1 { 1 } else { unseen.min(room) };
             if piece > 0 {
                 room -= if unseen == 1 { 0 } else { piece };
-                all |= sequence.tells_prompt();
                 let tokens = &sequence.tokens[sequence.state.len()..][..piece];
                 inputs.push(Input { state: &mut sequence.state, tokens });
                 served.push((index, piece));
@@ -315,21 +320,26 @@ impl Worker {
             }
         }
         let choose = |(sequence, logits): (&mut Sequence, &mut [f32])| {
-            if sequence.tells_prompt() {
-                sequence.note_prompt(logits, vocabulary);
+            let mut noted = sequence.note_prompt(logits, vocabulary);
+            if noted.is_ok() && sequence.unseen() == 0 {
+                let last = logits.len() - vocabulary;
+                noted = write(sequence, &mut logits[last..], context, counters);
             }
-            if sequence.unseen() > 0 {
-                return;
-            }
-            let last = logits.len() - vocabulary;
-            if let Err(problem) = write(sequence, &mut logits[last..], context, counters) {
+            if let Err(problem) = noted {
                 sequence.end(Event::Failed(problem));
             }
         };
         // What a sequence chooses is its own affair, so threads share them out.
         self.cpu.for_each(items, choose);
+        if all {
+            // Their memory is many times that of other steps.
+            self.logits = Vec::new();
+        }
     }
 }
+
+/// Logits of a step at most where those of every token of a prompt are wanted.
+const MEASURED: usize = 4 << 20;
 
 /// Chooses the next token of a sequence and gives it out.
 fn write(
@@ -349,7 +359,7 @@ fn write(
     if first && !are_numbers(logits) {
         return Err(NOT_NUMBERS.into());
     }
-    let likelihoods = request.log_probabilities.map(|_| log_probabilities(sequence.sampler.isa(), logits));
+    let wanted = request.log_probabilities.map(|_| logits.to_vec());
     for &(token, bias) in request.bias.iter() {
         if let Some(logit) = logits.get_mut(token as usize) {
             *logit += bias;
@@ -373,13 +383,12 @@ fn write(
     }
     let complete = request.constraint.as_ref().is_some_and(Constraint::is_complete);
     let text = sequence.text.push(token).map_err(|error| error.to_string())?;
-    let wanted = request.log_probabilities.unwrap_or(0);
-    let event = Token {
-        id: token,
-        text,
-        log_probability: likelihoods.as_ref().map(|all| all[token as usize]),
-        alternatives: likelihoods.map_or_else(Vec::new, |all| likeliest(&all, wanted)),
-    };
+    // Those of the model, before anything was added.
+    let told =
+        wanted.map(|logits| likelihoods(sequence.sampler.isa(), &logits, token, request.log_probabilities));
+    let (log_probability, alternatives) =
+        told.map_or((None, Vec::new()), |(own, others)| (Some(own), others));
+    let event = Token { id: token, text, log_probability, alternatives };
     sequence.job.send(Event::Token(event));
     if let Some(stop) = sequence.text.stopped_by() {
         let reason = Reason::StopString(stop.to_string());
@@ -390,21 +399,6 @@ fn write(
         finish(sequence, Reason::Length, counters);
     }
     Ok(())
-}
-
-fn likeliest(all: &[f32], count: usize) -> Vec<(u32, f32)> {
-    if count == 0 {
-        return Vec::new();
-    }
-    let mut order: Vec<(u32, f32)> = (0u32..).zip(all.iter().copied()).collect();
-    let likelier = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
-    let count = count.min(order.len());
-    if count < order.len() {
-        order.select_nth_unstable_by(count, likelier);
-    }
-    order.truncate(count);
-    order.sort_unstable_by(likelier);
-    order
 }
 
 /// Notes how a sequence ended; it leaves the batch before the next step.

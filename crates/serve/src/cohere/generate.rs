@@ -56,7 +56,7 @@ pub struct GenerateRequest {
     frequency_penalty: Option<f32>,
     /// Makes new words likelier, 0 to 1.
     presence_penalty: Option<f32>,
-    /// `NONE` or `GENERATION`.
+    /// `NONE`, `GENERATION` or `ALL`.
     return_likelihoods: Option<String>,
 }
 
@@ -196,7 +196,7 @@ fn generation(index: usize, answer: Whole, kept: &[String], likelihoods: bool) -
         text: answer.text + stay(&reason, kept),
         index,
         finish_reason: finish_reason_v1(&reason),
-        likelihood: likelihoods.then_some(mean),
+        likelihood: (likelihoods && !known.is_empty()).then_some(mean),
         token_likelihoods: likelihoods.then_some(tokens),
     }
 }

@@ -143,7 +143,12 @@ impl CompletionLogprobs {
             self.token_logprobs.push(Some(finite(token.log_probability)));
             let alternatives = token.alternatives.iter();
             let alternatives = alternatives.map(|(bytes, value)| (token_text(bytes), finite(*value)));
-            self.top_logprobs.push(Some(alternatives.collect()));
+            // Several tokens may be the same text, where they are parts of characters: the likeliest stays.
+            let mut top = BTreeMap::new();
+            for (text, value) in alternatives {
+                top.entry(text).or_insert(value);
+            }
+            self.top_logprobs.push(Some(top));
         }
     }
 
@@ -207,10 +212,11 @@ pub async fn completions(
     let include_usage = request.stream_options.is_some_and(|options| options.include_usage == Some(true));
     let with_logprobs = request.logprobs.is_some();
     let echo: Vec<String> = match &request.prompt {
-        // With log-probabilities a prompt comes back token by token.
-        _ if request.echo != Some(true) || with_logprobs => Vec::new(),
+        _ if request.echo != Some(true) => Vec::new(),
         Prompts::Text(text) => vec![text.clone()],
         Prompts::Texts(texts) => texts.clone(),
+        // Its text comes with its log-probabilities.
+        Prompts::Tokens(_) | Prompts::TokenLists(_) if with_logprobs => Vec::new(),
         Prompts::Tokens(_) | Prompts::TokenLists(_) => {
             let problem = "a prompt of tokens is repeated with logprobs only; send text, or ask for these";
             return Err(ApiError::field("echo", problem));
@@ -223,17 +229,25 @@ pub async fn completions(
     if streamed {
         let (usage, offsets) = (AskUsage::default(), BTreeMap::new());
         let all = session.open();
-        let format = CompletionStream { id, created, model, count, all, include_usage, usage, echo, offsets };
+        let format = CompletionStream {
+            id,
+            created,
+            model,
+            count,
+            all,
+            include_usage,
+            usage,
+            with_logprobs,
+            echo,
+            offsets,
+        };
         return Ok(stream::stream(session, format).await);
     }
     let answers = session.whole().await?;
     let usage = Some(Some(total_usage(&answers, count).into()));
     let choices = answers.into_iter().enumerate().map(|(index, answer)| {
         let finish_reason = Some(finish_reason(&answer.reason()));
-        let before = match &answer.read {
-            Some(read) => read.text(),
-            None => echo.get(index / count).cloned().unwrap_or_default(),
-        };
+        let before = echo_of(&echo, index / count, answer.read.as_ref());
         let logprobs = with_logprobs.then(|| {
             let mut offset = 0;
             let read = answer.read.unwrap_or_default();
@@ -248,6 +262,11 @@ pub async fn completions(
     Ok(Json(CompletionResponse { id: &id, object, created, model: &model, choices, usage }).into_response())
 }
 
+/// The prompt before an answer, as it was sent, or put together where it was sent as tokens.
+fn echo_of(echo: &[String], prompt: usize, read: Option<&ReadPrompt>) -> String {
+    echo.get(prompt).cloned().or_else(|| read.map(ReadPrompt::text)).unwrap_or_default()
+}
+
 struct CompletionStream {
     id: String,
     created: u64,
@@ -257,6 +276,7 @@ struct CompletionStream {
     all: usize,
     include_usage: bool,
     usage: AskUsage,
+    with_logprobs: bool,
     echo: Vec<String>,
     /// Characters of each continuation so far.
     offsets: BTreeMap<usize, usize>,
@@ -273,6 +293,10 @@ impl stream::Format for CompletionStream {
     const CONTENT_TYPE: &'static str = "text/event-stream";
 
     fn begin(&mut self, out: &mut Vec<u8>) {
+        if self.with_logprobs {
+            // It comes with its log-probabilities.
+            return;
+        }
         for (prompt, text) in self.echo.iter().enumerate() {
             for index in prompt * self.count..(prompt + 1) * self.count {
                 self.offsets.insert(index, text.chars().count());
@@ -286,7 +310,8 @@ impl stream::Format for CompletionStream {
     fn piece(&mut self, index: usize, piece: Piece, out: &mut Vec<u8>) {
         let choice = match piece {
             Piece::Read(read) => {
-                let (text, offset) = (read.text(), self.offsets.entry(index).or_default());
+                let text = echo_of(&self.echo, index / self.count, Some(&read));
+                let offset = self.offsets.entry(index).or_default();
                 let logprobs = Some(CompletionLogprobs::of_prompt(read, offset));
                 CompletionChoice { index, text, logprobs, finish_reason: None }
             }

@@ -14,6 +14,7 @@ use tokio::net::TcpListener;
 
 use crate::failure::BadInput;
 use crate::machine::{DEFAULT_WEIGHTS, Place, WeightsName};
+use crate::open_files;
 
 /// Arguments of `strata serve`; what a flag does not say, the file of `--config` does.
 #[derive(Args, Deserialize, Default)]
@@ -170,6 +171,12 @@ pub fn run(arguments: ServeArguments, place: &Place) -> Result<()> {
         return Err(BadInput(problem).into());
     }
     let server = server(&arguments, place, keys)?;
+    if let Some(connections) = open_files::allow(server.connections.most as u64) {
+        tracing::warn!(
+            connections,
+            "the limit of open files (ulimit -n) leaves room for fewer connections than --connections"
+        );
+    }
     let nothing_to_serve =
         arguments.upstream.is_none() && server.only.is_none() && place.home.models()?.is_empty();
     // Connections take less than half of the machine, and the fewer threads they have, the less often one has to wake another.
