@@ -244,7 +244,7 @@ impl Catalog {
         };
         // For one that is likely to fail again no other has to go.
         if !failed_before {
-            self.unload_idle(self.most_loaded - 1, name);
+            self.unload_idle(name);
         }
         let since = Instant::now();
         let (cpu, settings, weights) = (self.cpu.clone(), self.settings, self.weights);
@@ -266,15 +266,14 @@ impl Catalog {
         let entry = Loaded { model: model.clone(), version, seen: now, used: now };
         lock(&self.loaded).insert(name.to_string(), entry);
         lock(&self.failed).remove(name);
-        self.unload_idle(self.most_loaded - 1, name);
+        self.unload_idle(name);
         Ok(model)
     }
 
-    /// Lets go of models that nobody uses, those unused for longest first, until `most` are left beside that of the given name, or until
-    /// all are used.
-    fn unload_idle(&self, most: usize, but: &str) {
+    /// Lets go of models that nobody uses, those unused for longest first, until there is room for that of the given name, or all are used.
+    fn unload_idle(&self, but: &str) {
         let mut loaded = lock(&self.loaded);
-        while loaded.keys().filter(|name| *name != but).count() > most {
+        while loaded.keys().filter(|name| *name != but).count() >= self.most_loaded {
             // Whoever is about to ask one, or still reads its answer, holds it.
             let idle =
                 |(name, loaded): &(&String, &Loaded)| *name != but && Arc::strong_count(&loaded.model) == 1;
@@ -354,7 +353,7 @@ impl Catalog {
         };
         // Those that were at work when there was no room may be idle now.
         if too_many {
-            self.unload_idle(self.most_loaded - 1, name);
+            self.unload_idle(name);
         }
         Some(model)
     }

@@ -123,12 +123,6 @@ impl Session {
             match piece {
                 Piece::End(end) => {
                     self.open -= 1;
-                    // Without its numbers a prompt would count as certain.
-                    if self.unread.get(*index) == Some(&true) && end.reason == EndReason::Timeout {
-                        self.outcome = Outcome::TimedOut;
-                        end.reason = EndReason::Failed(ApiError::nothing_in_time().message().into());
-                        continue;
-                    }
                     // The prompt of several answers counts once, unless each reads it anew.
                     let prompt = match index.is_multiple_of(self.count) || self.reads_each {
                         true => end.usage,
@@ -136,6 +130,11 @@ impl Session {
                     };
                     self.usage += prompt;
                     match &end.reason {
+                        // Without its numbers a prompt would count as certain.
+                        EndReason::Timeout if self.unread.get(*index) == Some(&true) => {
+                            self.outcome = Outcome::TimedOut;
+                            end.reason = EndReason::Failed(ApiError::nothing_in_time().message().into());
+                        }
                         EndReason::Failed(problem) => {
                             self.span.in_scope(|| {
                                 tracing::error!(model = self.model, problem, "an answer failed");
