@@ -502,6 +502,7 @@ def test_with_keys_a_request_without_one_is_refused(keyed, model):
         for path, body in bodies(model).items():
             answer = httpx.post(keyed.url + path, json=body, headers=headers, timeout=PATIENCE)
             check_error(answer, 401, code="invalid_api_key")
+            assert answer.headers["www-authenticate"] == "Bearer"
         check_error(httpx.get(keyed.url + "/v1/models", headers=headers, timeout=PATIENCE), 401)
     # Not even the body is read before: a stranger learns nothing of how it is wrong.
     check_error(post_bytes(keyed, "/v2/chat", b"{"), 401)
