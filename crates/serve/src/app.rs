@@ -64,8 +64,8 @@ pub struct App {
 pub type Shared = Arc<App>;
 
 impl App {
-    /// Whether a request needs a key: from the beginning where others can reach the server or there is a key, else from the first key on. A server that was closed once
-    /// is not opened by revoking the last key.
+    /// Whether a request needs a key: from the beginning where others can reach the server or there is a key, else from
+    /// the first key on. A server that was closed once is not opened by revoking the last key.
     ///
     /// # Errors
     /// The key database fails.

@@ -34,8 +34,8 @@ pub struct Ask {
     pub tool_choice: Choice,
     /// Log-probabilities, with those of so many likeliest tokens.
     pub log_probabilities: Option<usize>,
-    /// Those of the prompt's tokens, too.
-    pub prompt_log_probabilities: bool,
+    /// Those of the prompt's tokens too, where there is the field that asks for them.
+    pub prompt_log_probabilities: Option<&'static str>,
     /// Added to logits.
     pub bias: Vec<(u32, f32)>,
     /// What happens to a prompt that is too long.
@@ -66,8 +66,6 @@ pub struct Fields {
     pub max_tokens: &'static str,
     /// The format or schema.
     pub format: &'static str,
-    /// What asks for log-probabilities of the prompt.
-    pub prompt_log_probabilities: &'static str,
 }
 
 /// Bytes of a prompt that are encoded in a fraction of a millisecond.
@@ -185,7 +183,7 @@ impl Ask {
             tools: Vec::new(),
             tool_choice: Choice::Auto,
             log_probabilities: None,
-            prompt_log_probabilities: false,
+            prompt_log_probabilities: None,
             bias: Vec::new(),
             truncate: Truncate::No,
             fields,
@@ -507,8 +505,7 @@ mod tests {
     use serde_json::json;
     use strata_data::Role;
 
-    const FIELDS: Fields =
-        Fields { prompt: "prompt", max_tokens: "max_tokens", format: "format", prompt_log_probabilities: "" };
+    const FIELDS: Fields = Fields { prompt: "prompt", max_tokens: "max_tokens", format: "format" };
 
     fn chat(text: &str) -> Ask {
         let messages = vec![Turn::new(Role::User, text)];

@@ -121,19 +121,27 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// One that was asked for by name cannot be loaded.
 async fn warm_up(app: app::Shared) -> Result<(), String> {
     let mut named = app.catalog.named();
-    if !named.is_empty() {
+    if named.is_empty() {
+        wait_for_the_default(&app).await;
+    } else {
         // In the order in which they are meant; one that cannot even be described is not in the list, and is tried first.
         let listed = app.catalog.list().await.map_err(|error| error.message().to_string())?;
         named.sort_by_key(|name| listed.iter().position(|model| model.name == *name));
+        for name in named.iter().take(app.catalog.most_loaded()) {
+            app.catalog.get(name).await.map_err(|error| error.message().to_string())?;
+        }
     }
-    for name in named.iter().take(app.catalog.most_loaded()) {
-        app.catalog.get(name).await.map_err(|error| error.message().to_string())?;
-    }
+    app.ready.store(true, Ordering::Relaxed);
+    Ok(())
+}
+
+/// Returns once the default model is loaded.
+async fn wait_for_the_default(app: &app::Shared) {
     let mut pause = Duration::from_secs(1);
-    while named.is_empty() {
+    loop {
         match app.catalog.default_name().await {
             Ok(name) => match app.catalog.get(&name).await {
-                Ok(_) => break,
+                Ok(_) => return,
                 Err(_) => tracing::warn!(model = name, "not ready: the default model cannot be loaded"),
             },
             Err(error) => tracing::debug!(problem = error.message(), "not ready"),
@@ -141,6 +149,4 @@ async fn warm_up(app: app::Shared) -> Result<(), String> {
         tokio::time::sleep(pause).await;
         pause = (2 * pause).min(LONGEST_PAUSE);
     }
-    app.ready.store(true, Ordering::Relaxed);
-    Ok(())
 }

@@ -131,7 +131,7 @@ impl LocalModel {
                 answer,
                 constraint: constraint.clone(),
                 log_probabilities: ask.log_probabilities,
-                prompt_log_probabilities: ask.prompt_log_probabilities,
+                prompt_log_probabilities: ask.prompt_log_probabilities.is_some(),
                 client: asker.client,
                 deadline: Some(asker.deadline),
             };
@@ -142,7 +142,7 @@ impl LocalModel {
         let events = self.engine.submit(requests)?;
         // What stands before a text that was sent is not part of it.
         let hidden = match &ask.prompt {
-            Prompt::Texts(texts) if ask.prompt_log_probabilities => {
+            Prompt::Texts(texts) if ask.prompt_log_probabilities.is_some() => {
                 let beginning =
                     self.beginning().map_err(|error| ApiError::field(ask.fields.prompt, error))?;
                 let before = |(text, cut): (&Text, &usize)| match text {

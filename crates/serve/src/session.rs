@@ -54,7 +54,7 @@ impl Session {
             }
         })?;
         let (count, open) = (ask.count, ask.prompt.count() * ask.count);
-        let reads_each = ask.prompt_log_probabilities;
+        let reads_each = ask.prompt_log_probabilities.is_some();
         let mut beginning = Beginning { app, client, model, since, given_up: true };
         let begun = beginning.answers(ask).await;
         beginning.given_up = false;
@@ -104,7 +104,7 @@ impl Session {
     }
 
     /// The next parts, each with the index of its answer; none when all answers have ended. Where the engine stops
-    /// without a word, every answer ends with a failure.
+    /// without a word, the request ends with a failure.
     pub async fn next(&mut self) -> Vec<(usize, Piece)> {
         if self.open == 0 {
             return Vec::new();

@@ -143,9 +143,9 @@ impl Upstream {
         ask: Ask,
         asker: Asker,
     ) -> Result<UnboundedReceiver<(usize, Piece)>, ApiError> {
-        if ask.prompt_log_probabilities {
+        if let Some(field) = ask.prompt_log_probabilities {
             let problem = "log-probabilities of a prompt are not had from the server behind this model";
-            return Err(ApiError::field(ask.fields.prompt_log_probabilities, problem));
+            return Err(ApiError::field(field, problem));
         }
         let chat = matches!(ask.prompt, Prompt::Chat { .. });
         let path = if chat { "chat/completions" } else { "completions" };
@@ -171,7 +171,8 @@ impl Upstream {
             let told = told.strip_prefix(field).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(told);
             let message = format!("model '{name}': {told}");
             return Err(match status.as_u16() {
-                429 => ApiError::busy(message, wait.unwrap_or(1)),
+                429 if code == Some("queue_full") => ApiError::busy(message, wait.unwrap_or(1)),
+                429 => ApiError::limited(message, wait.unwrap_or(1)),
                 400 if code == Some("context_length_exceeded") => ApiError::context(field, message),
                 400 | 404 | 422 => ApiError::field(field, message),
                 // That the server behind does not take this one's key is no fault of the client, and what it says of the key not its business.

@@ -330,6 +330,20 @@ fn calling() -> (String, mpsc::Receiver<Value>) {
 }
 
 #[test]
+fn a_limit_of_the_server_behind_is_told_as_a_limit() {
+    let (home, empty) = (home(), tempfile::tempdir().unwrap());
+    let secret = key(home.path(), &["lab", "--requests-per-minute", "1"]);
+    let below = Server::start(home.path(), &[]);
+    let mut command =
+        strata(empty.path(), &["serve", "--port", "0", "--upstream", &format!("http://{}", below.address)]);
+    command.env("STRATA_UPSTREAM_KEY", secret);
+    let above = Server::spawn(command);
+    let answers = [0; 3].map(|_| above.post("/v1/chat/completions", &chat("a")));
+    let (status, body) = &answers[2];
+    assert_eq!((*status, body["error"]["code"].as_str()), (429, Some("rate_limit_exceeded")), "{body}");
+}
+
+#[test]
 fn tools_of_another_server_are_called_and_get_their_results_back() {
     let home = tempfile::tempdir().unwrap();
     let (url, questions) = calling();

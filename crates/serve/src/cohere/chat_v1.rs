@@ -23,12 +23,7 @@ use crate::session::Session;
 use crate::stream::{self, json_line};
 use crate::turn::{Called, Turn};
 
-const FIELDS: Fields = Fields {
-    prompt: "message",
-    max_tokens: "max_tokens",
-    format: "response_format",
-    prompt_log_probabilities: "logprobs",
-};
+const FIELDS: Fields = Fields { prompt: "message", max_tokens: "max_tokens", format: "response_format" };
 
 /// A message to be answered.
 #[derive(Debug, Deserialize, ToSchema)]

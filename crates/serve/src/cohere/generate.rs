@@ -17,12 +17,7 @@ use crate::ids::uuid;
 use crate::session::Session;
 use crate::stream::{self, json_line};
 
-const FIELDS: Fields = Fields {
-    prompt: "prompt",
-    max_tokens: "max_tokens",
-    format: "response_format",
-    prompt_log_probabilities: "return_likelihoods",
-};
+const FIELDS: Fields = Fields { prompt: "prompt", max_tokens: "max_tokens", format: "response_format" };
 
 /// A text to be continued.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -101,7 +96,7 @@ impl GenerateRequest {
             None | Some("NONE") => false,
             Some("GENERATION") => true,
             Some("ALL") => {
-                ask.prompt_log_probabilities = true;
+                ask.prompt_log_probabilities = Some("return_likelihoods");
                 true
             }
             Some(other) => {

@@ -27,12 +27,7 @@ use crate::session::Session;
 use crate::stream::{self, event};
 use crate::turn::{Called, Turn};
 
-const FIELDS: Fields = Fields {
-    prompt: "messages",
-    max_tokens: "max_tokens",
-    format: "response_format",
-    prompt_log_probabilities: "logprobs",
-};
+const FIELDS: Fields = Fields { prompt: "messages", max_tokens: "max_tokens", format: "response_format" };
 
 /// A conversation to be answered.
 #[derive(Debug, Deserialize, ToSchema)]

@@ -21,12 +21,7 @@ use crate::ids::{now, unique};
 use crate::session::Session;
 use crate::stream::{self, event};
 
-const FIELDS: Fields = Fields {
-    prompt: "prompt",
-    max_tokens: "max_tokens",
-    format: "response_format",
-    prompt_log_probabilities: "echo",
-};
+const FIELDS: Fields = Fields { prompt: "prompt", max_tokens: "max_tokens", format: "response_format" };
 
 /// A text to be continued.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -193,7 +188,7 @@ impl CompletionRequest {
             return Err(ApiError::field("logprobs", format!("expected at most 5, found {top}")));
         }
         ask.log_probabilities = self.logprobs;
-        ask.prompt_log_probabilities = self.echo == Some(true) && self.logprobs.is_some();
+        ask.prompt_log_probabilities = (self.echo == Some(true) && self.logprobs.is_some()).then_some("echo");
         Ok((self.model, ask))
     }
 }
